@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs the ament_python package `sparserefine_ros`, by colcon or by pip."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "sparserefine_ros"
+
+
+def files(folder: str) -> list[tuple[str, list[str]]]:
+    """data_files entries that keep the layout below `folder`."""
+    by_folder: dict[str, list[str]] = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            by_folder.setdefault(f"share/{NAME}/{path.parent.as_posix()}", []).append(str(path))
+    return list(by_folder.items())
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        *files("launch"),
+        *files("config"),
+        *files("models"),
+    ],
+    python_requires=">=3.10",
+    install_requires=[
+        "numpy>=1.26",
+        "onnxruntime>=1.17",
+        "opencv-python-headless>=4.9",
+        "pydantic>=2.6",
+        "PyYAML>=6.0",
+        "safetensors>=0.4",
+        "setuptools",
+        "torch>=2.4",
+        "tqdm>=4.66",
+        "typing_extensions>=4.10",
+    ],
+    extras_require={
+        "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
+        "train": ["onnx>=1.16"],
+        "test": [
+            "mypy>=1.10",
+            "onnx>=1.16",
+            "pytest>=8",
+            "ruff>=0.6",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+    zip_safe=False,
+    maintainer="The sparserefine_ros developers",
+    maintainer_email="maintainers@sparserefine-ros.invalid",
+    description="SparseRefine semantic segmentation of large camera images for ROS 2",
+    license="Apache-2.0",
+    entry_points={
+        "console_scripts": [
+            f"sparserefine = {NAME}.cli:main",
+            f"segment = {NAME}.ros.node:main",
+            f"camera = {NAME}.ros.camera:main",
+        ],
+    },
+)

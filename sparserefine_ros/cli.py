@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparserefine`: run, demo, train, evaluate, bench, bundle.
+
+Each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparserefine_ros.errors import SparseRefineError
+
+DEFAULT_BUNDLE = "street_small"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except SparseRefineError as err:
+        print(f"sparserefine: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparserefine", description="Semantic segmentation by sparse refinement."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_demo(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_bench(commands)
+    _add_bundle(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("run", help="segment pictures without ROS")
+    parser.add_argument("source", help="image, folder, video, or street[:SEED][:WIDTHxHEIGHT]")
+    parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for results")
+    parser.add_argument("--limit", type=int, default=0, help="frames at most; 0 for all")
+    _add_pipeline_options(parser)
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from sparserefine_ros.run import run_source
+
+    run_source(
+        _open_bundle(options), _options(options), options.source, options.out, limit=options.limit
+    )
+
+
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", help="camera node and segmentation node over ROS 2")
+    parser.add_argument(
+        "source", nargs="?", default="street", help="image, folder, video or street (default)"
+    )
+    parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for results")
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
+    parser.add_argument("--frames", type=int, default=0, help="frames at most; 0 for all")
+    parser.add_argument("--rate", type=float, default=5.0, help="frames per second")
+    parser.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from sparserefine_ros.ros.demo import run_demo
+
+    return run_demo(
+        source=options.source,
+        bundle=options.bundle,
+        out=options.out,
+        frames=options.frames,
+        rate_hz=options.rate,
+    )
+
+
+def _add_train(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("train", help="train a dense network or a refiner")
+    parser.add_argument("kind", choices=("dense", "refiner"), help="what to train")
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/recipes/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and bundle")
+    parser.add_argument("--bundle", help="refiner: bundle whose dense model is refined")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.set_defaults(command=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sparserefine_ros.configuration import read_yaml
+    from sparserefine_ros.errors import ConfigurationError
+    from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe
+
+    if options.kind == "dense":
+        from sparserefine_ros.training.dense import train_dense
+
+        recipe = read_yaml(options.recipe, DenseRecipe, ConfigurationError)
+        bundle = train_dense(recipe, options.out, resume=options.resume)
+    else:
+        from sparserefine_ros.training.refiner import train_refiner
+
+        if options.bundle is None:
+            raise ConfigurationError("training a refiner needs --bundle with the dense model")
+        refiner_recipe = read_yaml(options.recipe, RefinerRecipe, ConfigurationError)
+        bundle = train_refiner(
+            refiner_recipe, _open_bundle(options), options.out, resume=options.resume
+        )
+    print(f"bundle {bundle.name} at {bundle.folder}")
+    for key, value in bundle.spec.training.items():
+        print(f"  {key}: {value}")
+
+
+def _add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("evaluate", help="accuracy on labelled data")
+    parser.add_argument(
+        "--data", required=True, help="camvid:ROOT or street[:SEED[:COUNT[:WIDTHxHEIGHT]]]"
+    )
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--dense-full",
+        action="store_true",
+        help="also run the dense model alone at full resolution",
+    )
+    parser.add_argument("--json", type=Path, help="write the scores to this file")
+    _add_pipeline_options(parser)
+    parser.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from sparserefine_ros.data.datasets import open_dataset
+    from sparserefine_ros.evaluation.evaluate import evaluate, write_report
+
+    dataset = open_dataset(options.data, options.split)
+    evaluation = evaluate(
+        _open_bundle(options), dataset, _options(options), dense_full=options.dense_full
+    )
+    print(evaluation.to_table())
+    if options.json:
+        write_report(evaluation, options.json)
+        print(f"scores written to {options.json}")
+
+
+def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bench", help="time the pipeline or the node")
+    parser.add_argument("what", choices=("pipeline", "node"), help="stages, or camera to labels")
+    parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may be repeated")
+    parser.add_argument("--frames", type=int, default=30, help="timed frames, at least 20")
+    parser.add_argument("--warmup", type=int, default=5, help="frames before timing")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    _add_pipeline_options(parser)
+    parser.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from sparserefine_ros.evaluation.bench import parse_size, write_figures
+
+    sizes = [parse_size(text) for text in options.size or ("480x360", "2048x1024")]
+    bundle, how = _open_bundle(options), _options(options)
+    counts = {"frames": max(20, options.frames), "warmup": options.warmup}
+    if options.what == "pipeline":
+        from sparserefine_ros.evaluation.bench import bench_pipeline
+
+        figures = [bench_pipeline(bundle, how, size, **counts) for size in sizes]
+    else:
+        from sparserefine_ros.ros.bench import bench_node
+
+        figures = [bench_node(bundle, how, size, **counts) for size in sizes]
+    for figure in figures:
+        print(figure.to_table())
+    if options.json:
+        write_figures(figures, options.json)
+        print(f"figures written to {options.json}")
+
+
+def _add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bundle", help="look after model bundles")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    verify = actions.add_parser("verify", help="check fields, files and digests, load the models")
+    seal = actions.add_parser("seal", help="write the digests of hand-placed files")
+    for action, command in ((verify, _verify), (seal, _seal)):
+        action.add_argument("bundle", help="bundle folder")
+        action.set_defaults(command=command)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from sparserefine_ros.pipeline import Pipeline
+
+    bundle = _open_bundle(options)
+    pipeline = Pipeline(bundle)
+    print(f"{bundle.name}: {len(bundle.class_names)} classes, digest {bundle.digest}")
+    for stage, description in pipeline.backends.items():
+        print(f"  {stage}: {description}")
+
+
+def _seal(options: argparse.Namespace) -> None:
+    from sparserefine_ros.bundle import seal_bundle
+
+    bundle = seal_bundle(Path(options.bundle))
+    print(f"{bundle.name}: sealed, digest {bundle.digest}")
+
+
+def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
+    parser.add_argument("--backend", default="auto", help="engine of the dense model")
+    parser.add_argument("--device", default="cpu", help="device of the engines")
+    parser.add_argument("--threads", type=int, default=0, help="0 for one per core")
+    parser.add_argument("--entropy-threshold", type=float, help="nats; default: the bundle's")
+    parser.add_argument("--max-refined-pixels", type=int, help="0: no limit; default: the bundle's")
+
+
+def _open_bundle(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from sparserefine_ros.bundle import Bundle
+    from sparserefine_ros.resources import find_bundle
+
+    return Bundle.open(find_bundle(options.bundle))
+
+
+def _options(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from sparserefine_ros.pipeline import PipelineOptions
+
+    return PipelineOptions(
+        backend=options.backend,
+        device=options.device,
+        threads=options.threads,
+        entropy_threshold=options.entropy_threshold,
+        max_refined_pixels=options.max_refined_pixels,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results on disk: label images, pictures to look at, a contact sheet and a short video."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.render import (
+    contact_sheet,
+    draw_entropy,
+    draw_legend,
+    draw_overlay,
+    draw_refined,
+)
+
+_SHEET_FRAMES: Final = 6
+_SHEET_WIDTH: Final = 480
+_VIDEO_WIDTH: Final = 1280
+
+
+class ResultWriter:
+    """Writes each frame's pictures as they come, and the sheet when closed.
+
+    For frame NAME: `NAME_labels.png` (uint8 class ids, lossless), `NAME_overlay.jpg`,
+    `NAME_entropy.jpg`, `NAME_refined.jpg`. Besides these, `overlay.mp4`, `contact_sheet.jpg` and
+    `legend.png`.
+
+    Args:
+        folder: created when missing.
+        bundle: its classes and colours are used.
+        video_fps: frames per second of the video.
+        expected: number of frames to come, to spread the sheet over them; None when unknown.
+    """
+
+    def __init__(
+        self, folder: Path, bundle: Bundle, *, video_fps: float, expected: int | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.frames = 0
+        self._bundle = bundle
+        self._fps = video_fps
+        self._sheet_every = max(1, math.ceil((expected or _SHEET_FRAMES) / _SHEET_FRAMES))
+        self._sheet: list[NDArray[np.uint8]] = []
+        self._captions: list[str] = []
+        self._video: cv2.VideoWriter | None = None
+        self._video_size = (0, 0)
+        self._write("legend.png", draw_legend(bundle.class_names, bundle.palette))
+
+    def add(
+        self,
+        name: str,
+        image: NDArray[np.uint8],
+        labels: NDArray[np.uint8],
+        entropy: NDArray[np.float32],
+        refined: NDArray[np.bool_],
+    ) -> None:
+        """Write one frame: RGB picture uint8 [H, W, 3] and its maps [H, W]."""
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name) or "frame"
+        overlay = draw_overlay(image, labels, self._bundle.palette, refined=refined)
+        most = math.log(len(self._bundle.class_names))
+        pictures = {
+            "overlay": overlay,
+            "entropy": draw_entropy(entropy, max_nats=most),
+            "refined": draw_refined(image, refined),
+        }
+        self._write(f"{stem}_labels.png", labels)
+        for kind, picture in pictures.items():
+            self._write(f"{stem}_{kind}.jpg", picture)
+        if self.frames % self._sheet_every == 0 and len(self._sheet) < 4 * _SHEET_FRAMES:
+            self._sheet += [_narrow(p, _SHEET_WIDTH) for p in (image, *pictures.values())]
+            self._captions += [stem, "labels", "entropy", f"refined {refined.mean():.1%}"]
+        self._film(overlay)
+        self.frames += 1
+
+    def close(self) -> None:
+        """Write the contact sheet and finish the video."""
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+        if self._sheet:
+            sheet = contact_sheet(self._sheet, columns=4, captions=self._captions)
+            self._write("contact_sheet.jpg", sheet)
+
+    def _film(self, overlay: NDArray[np.uint8]) -> None:
+        frame = _narrow(overlay, _VIDEO_WIDTH)
+        # Encoders want even sides.
+        size = (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2)
+        if self._video is None:
+            path = str(self.folder / "overlay.mp4")
+            self._video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+            self._video_size = size
+        if size != self._video_size:
+            frame = cv2.resize(frame, self._video_size)  # type: ignore[assignment]
+        frame = frame[: self._video_size[1], : self._video_size[0]]
+        self._video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def _write(self, name: str, picture: NDArray[np.uint8]) -> None:
+        path = self.folder / name
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+        if not cv2.imwrite(str(path), bgr):
+            raise SparseRefineError(
+                f"cannot write {path}; is the disk full or the folder read-only?"
+            )
+
+
+def _narrow(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    if picture.shape[1] <= width:
+        return picture
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture in, labels and uncertainty out: the whole method, one line per stage.
+
+Shape legend: H, W full resolution; h, w low resolution; C classes; N selected pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparserefine_ros.bundle import Bundle, SelectorSpec
+from sparserefine_ros.clock import StageClock
+from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.image import check_image, resize_image
+from sparserefine_ros.maps import assemble_maps
+from sparserefine_ros.records import Map, Prediction, Selection
+from sparserefine_ros.refiner import RefineStage, load_refiner
+from sparserefine_ros.selection import select_by_entropy, selection_from_mask
+from sparserefine_ros.uncertainty import measure_uncertainty
+
+LABELS_ONLY = frozenset({Map.LABELS})
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How to run a bundle.
+
+    Attributes:
+        backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
+        device: "cpu".
+        threads: threads of each engine; 0 for one per available core.
+        entropy_threshold: nats; None for the bundle's.
+        max_refined_pixels: pixel budget, 0 for no limit; None for the bundle's.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 0
+    entropy_threshold: float | None = None
+    max_refined_pixels: int | None = None
+
+
+class Pipeline:
+    """A bundle ready to run. Not re-entrant: one call at a time.
+
+    Raises:
+        BackendError: engine unknown, not installed, or it refuses the model.
+        BundleError: the models contradict the bundle.
+        ConfigurationError: an option is out of range.
+    """
+
+    def __init__(self, bundle: Bundle, options: PipelineOptions = PipelineOptions()) -> None:
+        if options.threads < 0:
+            raise ConfigurationError(f"expected threads of 0 or more, got {options.threads}")
+        threads = options.threads or available_cores()
+        torch.set_num_threads(threads)
+        self.bundle = bundle
+        self._segmenter = open_segmenter(
+            bundle, backend=options.backend, device=options.device, threads=threads
+        )
+        self._refine = RefineStage(load_refiner(bundle), bundle) if bundle.spec.refiner else None
+        selector = bundle.spec.selector or SelectorSpec(threshold_nats=0.0)
+        self.entropy_threshold = (
+            selector.threshold_nats
+            if options.entropy_threshold is None
+            else options.entropy_threshold
+        )
+        self.max_refined_pixels = (
+            selector.max_pixels
+            if options.max_refined_pixels is None
+            else options.max_refined_pixels
+        )
+        self.backends: Mapping[str, str] = {
+            "dense": self._segmenter.description,
+            "sparse": f"native CPU, {threads} threads" if self._refine else "none",
+        }
+
+    def __call__(self, image: NDArray[np.uint8], maps: frozenset[Map] = LABELS_ONLY) -> Prediction:
+        """Segment one picture.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+            maps: the full-resolution maps to compute.
+
+        Raises:
+            ImageError: not such a picture.
+            ModelOutputError: the dense model failed or returned something unusable.
+        """
+        check_image(image)
+        image = np.ascontiguousarray(image)
+        full_size = (image.shape[0], image.shape[1])
+        low_res_size = self.bundle.spec.dense.input.low_res_size(full_size)
+        clock = StageClock()
+        with clock("resize"):
+            low_res_image = resize_image(image, low_res_size)
+        with clock("dense"):
+            dense = self._segmenter(low_res_image)
+        with clock("entropy"):
+            uncertainty = measure_uncertainty(dense.logits)
+        with clock("selection"):
+            selection = self._select(uncertainty.entropy, full_size)
+        fused = self._refine(image, dense, selection, clock) if self._refine else None
+        with clock("maps"):
+            outputs = assemble_maps(uncertainty, selection, fused, maps)
+        return Prediction(
+            labels=outputs.labels,
+            entropy=outputs.entropy,
+            confidence=outputs.confidence,
+            refined=outputs.refined,
+            dense_labels=outputs.dense_labels,
+            size=full_size,
+            low_res_size=low_res_size,
+            refined_pixels=selection.count,
+            candidate_pixels=selection.candidates,
+            budget_hit=selection.budget_hit,
+            times=clock.times(),
+        )
+
+    def _select(self, entropy: torch.Tensor, full_size: tuple[int, int]) -> Selection:
+        if self._refine is None:
+            return selection_from_mask(torch.zeros(entropy.shape, dtype=torch.bool), full_size)
+        return select_by_entropy(
+            entropy,
+            full_size,
+            threshold_nats=self._entropy_threshold,
+            max_pixels=self._max_refined_pixels,
+        )
+
+    @property
+    def entropy_threshold(self) -> float:
+        """Pixels whose entropy exceeds this are refined; nats, 0 .. log(C)."""
+        return self._entropy_threshold
+
+    @entropy_threshold.setter
+    def entropy_threshold(self, nats: float) -> None:
+        highest = math.log(len(self.bundle.spec.classes))
+        if not 0.0 <= nats <= highest:
+            raise ConfigurationError(
+                f"expected an entropy threshold of 0 .. log(classes) = {highest:.3f} nats, "
+                f"got {nats}"
+            )
+        self._entropy_threshold = float(nats)
+
+    @property
+    def max_refined_pixels(self) -> int:
+        """Pixel budget per frame; 0 for no limit."""
+        return self._max_refined_pixels
+
+    @max_refined_pixels.setter
+    def max_refined_pixels(self, pixels: int) -> None:
+        if pixels < 0:
+            raise ConfigurationError(
+                f"expected a budget of 0 (no limit) or more pixels, got {pixels}"
+            )
+        self._max_refined_pixels = int(pixels)

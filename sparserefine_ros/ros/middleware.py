@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings without which large images are lost, or slow, between processes.
+
+Fast DDS, the usual ROS middleware, passes messages through a shared memory segment of each
+publishing process. Best-effort messages larger than the segment, 512 kB by default, vanish without
+an error; `config/fastdds.xml` enlarges it. It counts on the side that publishes: a camera driver of
+another package needs it as well.
+
+The memory of a message comes from the heap and goes back after use. Without a reserve the heap
+returns it to the operating system each time, and the fresh pages of the next frame cost more than
+its transport.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+from sparserefine_ros.resources import share_folder
+
+PROFILES_VARIABLE: Final = "FASTDDS_DEFAULT_PROFILES_FILE"
+# Each decides about the transports of Fast DDS, so that our profile would override the user.
+USER_VARIABLES: Final = (
+    PROFILES_VARIABLE,
+    "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "FASTDDS_BUILTIN_TRANSPORTS",
+)
+USER_FILES: Final = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.xml")
+TOP_PAD_VARIABLE: Final = "MALLOC_TOP_PAD_"
+HEAP_RESERVE: Final = 64 << 20
+
+_M_TOP_PAD: Final = -2
+_SHARED_MEMORY: Final = Path("/dev/shm")
+# Besides its segment a participant needs small ports and semaphores.
+_PORTS_BYTES: Final = 1 << 20
+
+
+def configure_middleware() -> str:
+    """Prepare this process and its children for large images; call it before rclpy.init().
+
+    What the user has set always wins: another RMW_IMPLEMENTATION, a Fast DDS profile or a choice
+    of transports. Without room for the segment in /dev/shm nothing is set either, since Fast DDS
+    would then run without shared memory at all.
+
+    Returns:
+        One line for the log: what was set, or why not and what to do.
+    """
+    return f"middleware: {_set_profile()}; heap: {_set_heap_reserve()}"
+
+
+def _set_profile() -> str:
+    implementation = os.environ.get("RMW_IMPLEMENTATION", "")
+    if implementation and not implementation.startswith("rmw_fastrtps"):
+        return f"{implementation}, as its own configuration says"
+    for name in USER_VARIABLES:
+        if os.environ.get(name):
+            return f"Fast DDS, as {name}={os.environ[name]} says"
+    for name in USER_FILES:
+        if Path(name).is_file():
+            return f"Fast DDS, as {name} in the working folder says"
+    profile = share_folder() / "config" / "fastdds.xml"
+    lacking = _lacking_room(_segment_bytes(profile))
+    if lacking:
+        return f"Fast DDS with its defaults, images above 0.5 MB will be lost: {lacking}"
+    os.environ[PROFILES_VARIABLE] = str(profile)
+    return f"Fast DDS with {profile}"
+
+
+def _segment_bytes(profile: Path) -> int:
+    root = ElementTree.parse(profile).getroot()
+    return int(root.findtext(".//{http://www.eprosima.com}segment_size", "0"))
+
+
+def _lacking_room(segment_bytes: int) -> str:
+    """What is wrong with /dev/shm; empty when the segment fits."""
+    if not _SHARED_MEMORY.is_dir():
+        return ""
+    free, needed = shutil.disk_usage(_SHARED_MEMORY).free, segment_bytes + _PORTS_BYTES
+    if free >= needed:
+        return ""
+    return (
+        f"expected {needed / 1e6:.0f} MB free in {_SHARED_MEMORY}, found {free / 1e6:.0f} MB; "
+        "give the container more, such as --shm-size=1g, or remove what killed nodes left there "
+        "with `fastdds shm clean`"
+    )
+
+
+def _set_heap_reserve() -> str:
+    if TOP_PAD_VARIABLE in os.environ:
+        return f"{TOP_PAD_VARIABLE}={os.environ[TOP_PAD_VARIABLE]}"
+    try:
+        done = ctypes.CDLL(None).mallopt(_M_TOP_PAD, HEAP_RESERVE)
+    except (AttributeError, OSError, TypeError):
+        done = 0
+    if not done:
+        return "as it is, the C library has no mallopt"
+    return f"{HEAP_RESERVE >> 20} MiB of reserve"

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node `segment`: pictures in, maps and diagnostics out.
+
+The executor thread takes messages, transitions and parameters; a worker thread decodes, segments
+and publishes the newest frame. configure opens the bundle and creates the publishers, activate
+subscribes, deactivate and cleanup undo exactly that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.ros import parameters as node_parameters
+from sparserefine_ros.ros.diagnostics import (
+    FrameHistory,
+    Limits,
+    NodeReport,
+    build_status,
+    status_to_message,
+)
+from sparserefine_ros.ros.loading import ModelLoader, load_model
+from sparserefine_ros.ros.losses import LossCounter
+from sparserefine_ros.ros.middleware import configure_middleware
+from sparserefine_ros.ros.session import Frame, Session
+from sparserefine_ros.ros.worker import INTERNAL, STOPPED, FrameCounts, LatestWorker
+
+if TYPE_CHECKING:
+    from rclpy.subscription import MessageInfo
+
+NODE_NAME: Final = "segment"
+IMAGE_TOPIC: Final = "image"
+LOG_PERIOD_S: Final = 5.0
+
+SUCCESS: Final = TransitionCallbackReturn.SUCCESS
+FAILURE: Final = TransitionCallbackReturn.FAILURE
+
+
+class SegmentNode(LifecycleNode):
+    """Segments the pictures on `image` while active.
+
+    Args:
+        load: opens bundle and pipeline; programs that embed the node may pass their own.
+        node_name: ROS name; the outputs lie in the namespace of this name.
+        options: passed on to rclpy's LifecycleNode, such as namespace, context,
+            parameter_overrides.
+    """
+
+    def __init__(
+        self, *, load: ModelLoader = load_model, node_name: str = NODE_NAME, **options: Any
+    ) -> None:
+        super().__init__(node_name, **options)
+        self._load = load
+        self._session: Session | None = None
+        self._subscription: Subscription[Any] | None = None
+        self._phase = "unconfigured"
+        self._failure = ""
+        self._start_mistakes = node_parameters.declare(self)
+        self._settings = node_parameters.read(self)
+        self._worker = LatestWorker(self._process, on_rejected=self._log_rejection)
+        self._history = FrameHistory()
+        self._losses = LossCounter()
+        self._last_image_s = 0.0
+        self._reported = FrameCounts()
+        self._reported_s = time.perf_counter()
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Steady time: with use_sim_time and no /clock, ROS time stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics_timer = self.create_timer(
+            self._settings.diagnostics_period_s, self._publish_diagnostics, clock=steady
+        )
+        if self._settings.autostart:
+            self._autostart_timer = self.create_timer(0.0, self._autostart, clock=steady)
+
+    @property
+    def counts(self) -> FrameCounts:
+        """What became of the frames received since the node started."""
+        return self._worker.counts()
+
+    def close(self) -> None:
+        """Stop the worker and give up subscription, publishers and model, whatever the state."""
+        self._unsubscribe()
+        self._unload()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Open bundle and pipeline, create the publishers; stays unconfigured if that fails."""
+        try:
+            self._session = self._open_session()
+        except SparseRefineError as err:
+            return self._refuse("configure", f"{type(err).__name__}: {err}")
+        except Exception as err:
+            return self._refuse("configure", repr(err), traceback.format_exc())
+        self._failure = ""
+        self._phase = "inactive"
+        self._diagnostics_timer.timer_period_ns = int(self._settings.diagnostics_period_s * 1e9)
+        model = self._session.model
+        backends = ", ".join(f"{key}: {text}" for key, text in model.pipeline.backends.items())
+        self.get_logger().info(f"configured with bundle {model.bundle.name}; {backends}")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Enable the publishers, start the worker and subscribe."""
+        try:
+            super().on_activate(state)
+            self._subscription = self._start()
+        except Exception as err:
+            self._unsubscribe()
+            super().on_deactivate(state)
+            return self._refuse("activate", repr(err), traceback.format_exc())
+        self._failure = ""
+        self._phase = "active"
+        self.get_logger().info(f"segmenting {self._subscription.topic_name}")
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe, finish the frame in work and disable the publishers."""
+        self._unsubscribe()
+        self._phase = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give up publishers, pipeline and bundle."""
+        self._unload()
+        self._failure = ""
+        self._phase = "unconfigured"
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop for good."""
+        self.close()
+        self._phase = "finalized"
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Fall back to unconfigured, so that the node can be configured again."""
+        self.close()
+        self._phase = "unconfigured"
+        self._failure = f"the transition from {state.label} failed; see the log"
+        return SUCCESS
+
+    def _autostart(self) -> None:
+        self.destroy_timer(self._autostart_timer)
+        if self._phase == "unconfigured" and self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    def _open_session(self) -> Session:
+        mistakes = [*self._start_mistakes.values(), *node_parameters.find_mistakes(self._settings)]
+        if mistakes:
+            raise ConfigurationError("; ".join(mistakes))
+        return Session(self, self._load(self._settings), lambda: self._settings, self._history)
+
+    def _refuse(self, transition: str, reason: str, details: str = "") -> TransitionCallbackReturn:
+        self._failure = f"cannot {transition}: {reason}"
+        self.get_logger().error(
+            f"{self._failure}\n{details}"
+            f"Put it right (a parameter with `ros2 param set`) and {transition} the node again."
+        )
+        return FAILURE
+
+    def _start(self) -> Subscription[Any]:
+        """Start the worker and subscribe."""
+        if self._session is None:
+            raise RuntimeError("expected a configured node")
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._session.outputs.publish_label_info(self._session.model.bundle.class_names, header)
+        self._worker.start()
+        self._last_image_s = time.perf_counter()
+        reliable = self._settings.image_reliability == "reliable"
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=1,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        kind = self._session.message_type
+        self._losses.start()
+        return self.create_subscription(kind, IMAGE_TOPIC, self._take, qos)
+
+    def _unsubscribe(self) -> None:
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+        self._worker.stop()
+
+    def _unload(self) -> None:
+        if self._session is not None:
+            self._session.outputs.destroy()
+            self._session = None
+
+    def _take(self, message: Image | CompressedImage, info: MessageInfo) -> None:
+        self._last_image_s = time.perf_counter()
+        publisher = info.get("publisher_gid") or {}
+        self._losses.note(publisher.get("data", b""), info.get("publication_sequence_number"))
+        self._worker.offer(Frame(message, self._last_image_s))
+
+    def _process(self, frame: Frame) -> str | None:
+        return STOPPED if self._session is None else self._session.process(frame)
+
+    def _log_rejection(self, reason: str, error: Exception) -> None:
+        text = f"frame rejected ({reason}): {error}"
+        if reason == INTERNAL:
+            details = "".join(traceback.format_exception(error))
+            self.get_logger().error(f"{text}\n{details}", throttle_duration_sec=LOG_PERIOD_S)
+        else:
+            self.get_logger().warning(text, throttle_duration_sec=LOG_PERIOD_S)
+
+    def _check_parameters(self, changes: Sequence[Parameter[Any]]) -> SetParametersResult:
+        session = self._session
+        own = {spec.name for spec in node_parameters.PARAMETERS}
+        try:
+            node_parameters.change(
+                self._settings,
+                {item.name: item.value for item in changes if item.name in own},
+                configured=session is not None,
+                classes=None if session is None else len(session.model.bundle.class_names),
+            )
+        except ConfigurationError as err:
+            return SetParametersResult(successful=False, reason=str(err))
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, changes: Sequence[Parameter[Any]]) -> None:
+        for item in changes:
+            self._start_mistakes.pop(item.name, None)
+        self._settings = node_parameters.read(self)
+        if self._session is not None:
+            self._session.model.apply(self._settings)
+
+    def _publish_diagnostics(self) -> None:
+        message = status_to_message(
+            build_status(self._report()),
+            name=f"{self.get_name()}: segmentation",
+            hardware_id=self.get_fully_qualified_name(),
+            stamp=self.get_clock().now().to_msg(),
+        )
+        self._diagnostics.publish(message)
+
+    def _report(self) -> NodeReport:
+        now_s, counts, settings = time.perf_counter(), self._worker.counts(), self._settings
+        frames, budget_hits = self._history.snapshot()
+        report = NodeReport(
+            phase=self._phase,
+            failure=self._failure,
+            model=None if self._session is None else self._session.describe_model(),
+            image_topic=self.resolve_topic_name(IMAGE_TOPIC),
+            silent_s=None if self._subscription is None else now_s - self._last_image_s,
+            counts=counts,
+            previous=self._reported,
+            period_s=now_s - self._reported_s,
+            frames=frames,
+            budget_hits=budget_hits,
+            middleware_lost=self._losses.lost,
+            limits=Limits(
+                settings.latency_warn_ms, settings.latency_error_ms, settings.stale_after_s
+            ),
+        )
+        self._reported, self._reported_s = counts, now_s
+        return report
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node until SIGINT or SIGTERM; a second signal ends it at once."""
+    middleware = configure_middleware()
+    stop = threading.Event()
+
+    def request_stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    # Handlers of our own keep the context alive until the worker has published its last frame.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, request_stop)
+    node = SegmentNode()
+    node.get_logger().info(middleware)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(rclpy.try_shutdown)
+        cleanup.callback(node.destroy_node)
+        cleanup.callback(executor.shutdown)
+        cleanup.callback(node.close)
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.2)
+
+
+if __name__ == "__main__":
+    main()

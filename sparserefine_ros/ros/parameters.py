@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's parameters: the one source of names, defaults, ranges and descriptions.
+
+`python -m sparserefine_ros.ros.parameters > config/segment.yaml` writes the parameter file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar, cast
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+
+from sparserefine_ros.errors import ConfigurationError
+
+Value = bool | int | float | str
+V = TypeVar("V", bool, int, float, str)
+
+MAX_CLASSES: Final = 255
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One ROS parameter.
+
+    Attributes:
+        name: ROS name.
+        default: value when nobody sets one; its type is the parameter's type.
+        description: what it does, with the unit.
+        minimum, maximum: inclusive range of a number; None for other types.
+        choices: the allowed texts; empty when any text is allowed.
+        run_time: whether a configured node accepts a change.
+    """
+
+    name: str
+    default: Value
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    run_time: bool = False
+
+    @property
+    def constraints(self) -> str:
+        """Range or choices in words; empty when there are none."""
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.minimum is not None and self.maximum is not None:
+            return f"{_number(self.minimum)} .. {_number(self.maximum)}"
+        return ""
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The ROS descriptor with its range."""
+        descriptor = ParameterDescriptor(
+            name=self.name,
+            description=self.description,
+            additional_constraints=" or ".join(self.choices),
+        )
+        if self.minimum is not None and self.maximum is not None:
+            if isinstance(self.default, int):
+                bounds = IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum))
+                descriptor.integer_range = [bounds]
+            else:
+                limits = FloatingPointRange(from_value=self.minimum, to_value=self.maximum)
+                descriptor.floating_point_range = [limits]
+        return descriptor
+
+
+def _number(value: float) -> str:
+    return f"{value:.10g}"
+
+
+def _parameter(
+    default: V,
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    run_time: bool = False,
+) -> V:
+    spec = ParameterSpec("", default, description, minimum, maximum, choices, run_time)
+    return dataclasses.field(default=default, metadata={"spec": spec})
+
+
+@dataclass(frozen=True)
+class NodeParameters:
+    """The values of all parameters; each field is described by its entry."""
+
+    bundle: str = _parameter("street_small", "Bundle folder, or the name of a bundle shipped here.")
+    backend: str = _parameter(
+        "auto", "Inference engine of the dense model; auto takes the best one installed."
+    )
+    device: str = _parameter("cpu", "Where the models run, such as cpu or cuda:0.")
+    threads: int = _parameter(
+        0, "CPU threads of the models; 0: one per core.", minimum=0, maximum=1024
+    )
+    transport: str = _parameter(
+        "raw",
+        "Message type on the topic image: raw for sensor_msgs/Image, "
+        "compressed for sensor_msgs/CompressedImage.",
+        choices=("raw", "compressed"),
+    )
+    image_reliability: str = _parameter(
+        "best_effort",
+        "Reliability of the subscription to image; reliable receives from reliable cameras only.",
+        choices=("best_effort", "reliable"),
+    )
+    max_image_megapixels: float = _parameter(
+        64.0,
+        "Larger pictures are rejected, before memory is spent on them.",
+        minimum=0.001,
+        maximum=1000.0,
+    )
+    entropy_threshold: float = _parameter(
+        -1.0,
+        "Pixels whose entropy in nats is above it are refined, up to the logarithm of the number "
+        "of classes; -1.0: the bundle's value.",
+        minimum=-1.0,
+        maximum=math.log(MAX_CLASSES),
+        run_time=True,
+    )
+    max_refined_pixels: int = _parameter(
+        -1,
+        "At most so many pixels of a frame are refined, those of highest entropy; 0: no limit; "
+        "-1: the bundle's value.",
+        minimum=-1,
+        maximum=1_000_000_000,
+        run_time=True,
+    )
+    overlay_opacity: float = _parameter(
+        0.5, "Opacity of the labels in the overlay.", minimum=0.0, maximum=1.0, run_time=True
+    )
+    latency_warn_ms: float = _parameter(
+        0.0,
+        "Diagnostics turn WARN when the median latency in ms from the arrival of a frame to its "
+        "publication is above it; 0.0: off.",
+        minimum=0.0,
+        maximum=3.6e6,
+        run_time=True,
+    )
+    latency_error_ms: float = _parameter(
+        0.0,
+        "Diagnostics turn ERROR when the median latency in ms is above it; 0.0: off.",
+        minimum=0.0,
+        maximum=3.6e6,
+        run_time=True,
+    )
+    stale_after_s: float = _parameter(
+        2.0,
+        "Diagnostics turn STALE when no picture has come for so many seconds; 0.0: off.",
+        minimum=0.0,
+        maximum=86400.0,
+        run_time=True,
+    )
+    diagnostics_period_s: float = _parameter(
+        1.0, "Seconds between two diagnostics.", minimum=0.05, maximum=60.0
+    )
+    autostart: bool = _parameter(
+        True, "Whether the node configures and activates itself when it starts."
+    )
+
+
+PARAMETERS: Final[tuple[ParameterSpec, ...]] = tuple(
+    dataclasses.replace(field.metadata["spec"], name=field.name)
+    for field in dataclasses.fields(NodeParameters)
+)
+
+
+def declare(node: Node) -> dict[str, str]:
+    """Declare every parameter on `node`, with the values it was started with.
+
+    A start value that does not fit is replaced by the default, so that the node comes up and can
+    be given a better one; whole numbers are accepted for floating-point parameters.
+
+    Returns:
+        for each parameter with an unusable start value, what is wrong with it.
+    """
+    mistakes: dict[str, str] = {}
+    for spec in PARAMETERS:
+        mistake = _declare_one(node, spec)
+        if mistake:
+            mistakes[spec.name] = mistake
+    return mistakes
+
+
+def _declare_one(node: Node, spec: ParameterSpec) -> str:
+    """Declare a parameter; returns what is wrong with its start value, if anything."""
+    try:
+        node.declare_parameter(spec.name, spec.default, spec.descriptor())
+    except (InvalidParameterTypeException, InvalidParameterValueException):
+        given = _start_value(node, spec)
+        if isinstance(spec.default, float) and type(given) is int:
+            given = float(given)
+        mistake = _check_value(spec, given)
+        value = spec.default if mistake else given
+        node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+        return mistake
+    return ""
+
+
+def _start_value(node: Node, spec: ParameterSpec) -> object:
+    """The value the node was started with, whatever its type."""
+    node.declare_parameter(spec.name, spec.default, ParameterDescriptor(dynamic_typing=True))
+    value: object = node.get_parameter(spec.name).value
+    node.undeclare_parameter(spec.name)
+    return value
+
+
+def read(node: Node) -> NodeParameters:
+    """The declared parameters of `node` as they are now."""
+    return NodeParameters(**{spec.name: node.get_parameter(spec.name).value for spec in PARAMETERS})
+
+
+def find_mistakes(parameters: NodeParameters, *, classes: int | None = None) -> list[str]:
+    """Everything that is wrong with `parameters`, one text for each mistake.
+
+    Args:
+        parameters: the values to check.
+        classes: number of classes of the bundle; None while it is not known.
+    """
+    values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
+    mistakes = [text for spec, value in values if (text := _check_value(spec, value))]
+    threshold = parameters.entropy_threshold
+    if -1.0 < threshold < 0.0:
+        mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")
+    if classes is not None and threshold > math.log(classes):
+        mistakes.append(
+            f"entropy_threshold: expected at most log({classes}) = {math.log(classes):.4f} nats, "
+            f"the highest entropy {classes} classes can have, got {threshold}"
+        )
+    warn_ms, error_ms = parameters.latency_warn_ms, parameters.latency_error_ms
+    if 0.0 < error_ms < warn_ms:
+        mistakes.append(
+            f"latency_error_ms: expected at least latency_warn_ms = {warn_ms}, or 0.0 for off, "
+            f"got {error_ms}"
+        )
+    return mistakes
+
+
+def _check_value(spec: ParameterSpec, value: object) -> str:
+    expected = f"expected {type(spec.default).__name__} {spec.constraints}".rstrip()
+    fits = type(value) is type(spec.default)
+    if fits and spec.choices:
+        fits = value in spec.choices
+    if fits and spec.minimum is not None and spec.maximum is not None:
+        fits = spec.minimum <= cast(float, value) <= spec.maximum
+    return "" if fits else f"{spec.name}: {expected}, got {value!r}"
+
+
+def change(
+    current: NodeParameters,
+    changes: Mapping[str, object],
+    *,
+    configured: bool,
+    classes: int | None = None,
+) -> NodeParameters:
+    """`current` with `changes` applied, all of them or none.
+
+    Args:
+        current: the values now.
+        changes: new values by name.
+        configured: whether the node has read its parameters: then only those that change at run
+            time may differ.
+        classes: number of classes of the bundle; None while it is not known.
+
+    Raises:
+        ConfigurationError: the changes make no sense; the text lists every mistake.
+    """
+    mistakes = [
+        f"{spec.name}: is read when the node is configured; to change it, clean the node up "
+        "(deactivate, cleanup), set it and configure again, or restart the node with the new value"
+        for spec in PARAMETERS
+        if configured
+        and not spec.run_time
+        and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
+    ]
+    changed = NodeParameters(**{**dataclasses.asdict(current), **changes})
+    mistakes += find_mistakes(changed, classes=classes)
+    if mistakes:
+        raise ConfigurationError("; ".join(mistakes))
+    return changed
+
+
+def parameters_yaml() -> str:
+    """Content of `config/segment.yaml`: every parameter with its default and description."""
+    lines = [
+        "# SPDX-License-Identifier: Apache-2.0",
+        "# Parameters of the node `segment` with their defaults. Written by",
+        "# `python -m sparserefine_ros.ros.parameters`; keep your own values in another file.",
+        "/**:",
+        "  ros__parameters:",
+    ]
+    for spec in PARAMETERS:
+        notes = [spec.description]
+        if spec.constraints:
+            notes.append(f"{spec.constraints}.")
+        if spec.run_time:
+            notes.append("Changes at run time.")
+        lines += textwrap.wrap(
+            " ".join(notes), 98, initial_indent="    # ", subsequent_indent="    # "
+        )
+        lines.append(f"    {spec.name}: {json.dumps(spec.default)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(parameters_yaml())

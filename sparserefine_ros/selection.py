@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which full-resolution pixels to refine.
+
+Upsampling the dense result by nearest neighbour makes the entropy constant over the block of each
+low-resolution pixel, so selecting at low resolution and expanding the blocks is identical to
+selecting at full resolution, and cheaper by the square of the scale.
+
+Shape legend: H, W full resolution; h, w low resolution; N selected pixels. Full-resolution row y
+lies in the block of low-resolution row floor(y * h / H); columns alike. Nothing need divide evenly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparserefine_ros.records import Selection
+
+
+def nearest_index(full: int, low: int) -> torch.Tensor:
+    """Low-resolution index of each full-resolution row (or column), int64 [full]."""
+    return torch.arange(full) * low // full
+
+
+def expand_map(low_res: torch.Tensor, full_size: tuple[int, int]) -> torch.Tensor:
+    """Nearest-neighbour upsampling, [..., h, w] -> [..., H, W]."""
+    rows = nearest_index(full_size[0], low_res.shape[-2])
+    columns = nearest_index(full_size[1], low_res.shape[-1])
+    return low_res.index_select(-2, rows).index_select(-1, columns)
+
+
+def select_by_entropy(
+    entropy: torch.Tensor,
+    full_size: tuple[int, int],
+    *,
+    threshold_nats: float,
+    max_pixels: int = 0,
+) -> Selection:
+    """Select the blocks whose entropy exceeds the threshold.
+
+    Args:
+        entropy: float32 [h, w], nats, on the CPU.
+        full_size: (H, W).
+        threshold_nats: blocks above it are selected.
+        max_pixels: pixel budget; the blocks of highest entropy are kept, in whole blocks, never
+            more pixels than this. 0 for no limit.
+    """
+    values = entropy.numpy()
+    mask = values > threshold_nats
+    areas = block_areas((values.shape[0], values.shape[1]), full_size)
+    candidates = int(areas[mask].sum())
+    budget_hit = 0 < max_pixels < candidates
+    if budget_hit:
+        mask = _highest_within(values, mask, areas, max_pixels)
+    return selection_from_mask(
+        torch.from_numpy(mask), full_size, candidates=candidates, budget_hit=budget_hit
+    )
+
+
+def selection_from_mask(
+    low_res_mask: torch.Tensor,
+    full_size: tuple[int, int],
+    *,
+    candidates: int | None = None,
+    budget_hit: bool = False,
+) -> Selection:
+    """Expand a low-resolution mask, bool [h, w], to full-resolution pixels in row-major order."""
+    height, width = low_res_mask.shape
+    row_of = nearest_index(full_size[0], height).numpy()
+    column_of = nearest_index(full_size[1], width).numpy()
+    full_mask = low_res_mask.numpy()[row_of][:, column_of]
+    pixels = np.flatnonzero(full_mask)
+    rows, columns = np.divmod(pixels, full_size[1])
+    low_res_pixels = row_of[rows] * width + column_of[columns]
+    return Selection(
+        pixels=torch.from_numpy(pixels),
+        low_res_pixels=torch.from_numpy(low_res_pixels),
+        low_res_mask=low_res_mask,
+        full_size=full_size,
+        candidates=pixels.size if candidates is None else candidates,
+        budget_hit=budget_hit,
+    )
+
+
+def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> NDArray[np.int64]:
+    """Full-resolution pixels in the block of each low-resolution pixel, int64 [h, w]."""
+    rows, columns = (
+        np.bincount(nearest_index(full, low).numpy(), minlength=low)
+        for full, low in zip(full_size, low_res_size, strict=True)
+    )
+    return np.multiply.outer(rows, columns)
+
+
+def _highest_within(
+    entropy: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    areas: NDArray[np.int64],
+    max_pixels: int,
+) -> NDArray[np.bool_]:
+    candidates = np.flatnonzero(mask)
+    # Stable, so that among equal entropies the upper left blocks win on every machine.
+    order = np.argsort(-entropy.ravel()[candidates], kind="stable")
+    candidates = candidates[order]
+    kept = candidates[np.cumsum(areas.ravel()[candidates]) <= max_pixels]
+    result = np.zeros(mask.size, np.bool_)
+    result[kept] = True
+    return result.reshape(mask.shape)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training crops: the data sets of a recipe, in memory, under random transforms."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparserefine_ros.data.datasets import Preloaded, Sample, open_dataset
+from sparserefine_ros.data.transforms import Augmentation
+from sparserefine_ros.training.loop import EpochDataset
+from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource
+
+
+class AugmentedCrops(EpochDataset):
+    """One epoch of crops; item i of epoch e is a pure function of (seed, e, i).
+
+    Args:
+        sources: data sets, each repeated as often as it says.
+        augmentation: random transforms.
+        seed: fixes every crop.
+    """
+
+    def __init__(
+        self, sources: tuple[DataSource, ...], augmentation: AugmentationRecipe, *, seed: int
+    ) -> None:
+        self._samples: list[Sample] = []
+        for source in sources:
+            dataset = Preloaded(open_dataset(source.data, "train"), label=source.data.split(":")[0])
+            self._samples += [dataset[i] for i in range(len(dataset))] * source.repeat
+        self._augment = Augmentation(**augmentation.model_dump())
+        self._seed = seed
+        # Loader processes share the machine with training; OpenCV must not add threads to them.
+        cv2.setNumThreads(1)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self._seed, self.epoch, index))
+        return self._augment(self._samples[index], rng)
+
+    def class_weights(self, classes: int, balance: float) -> Tensor:
+        """Loss weights frequency ** -balance, float32 [C]; their mean over the pixels is one."""
+        counts = np.zeros(256, np.int64)
+        for sample in self._samples:
+            counts += np.bincount(sample.labels.ravel(), minlength=256)
+        present = np.maximum(counts[:classes], 1)
+        share = torch.from_numpy(present / present.sum())
+        weights = share**-balance
+        return (weights / (weights * share).sum()).float()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training recipes: what `sparserefine train` reads."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from sparserefine_ros.bundle import (
+    ClassSpec,
+    EnsemblerKind,
+    InputFeature,
+    PlanBounds,
+)
+from sparserefine_ros.configuration import Record
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class DataSource(Record):
+    """A data set and how often an epoch goes through it.
+
+    Attributes:
+        data: text form of the data set, see `sparserefine_ros.data.datasets`.
+        repeat: passes through it in each epoch.
+    """
+
+    data: str
+    repeat: PositiveInt = 1
+
+
+class AugmentationRecipe(Record):
+    """Random transforms, see `sparserefine_ros.data.transforms.Augmentation`.
+
+    Attributes:
+        crop: [height, width] at full resolution.
+        scale: [smallest, largest] factor on the picture.
+        max_class_share: largest share of one class in a crop.
+    """
+
+    crop: tuple[PositiveInt, PositiveInt]
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    max_class_share: Share = 0.75
+
+
+class Schedule(Record):
+    """Optimisation: AdamW with a cosine from `learning_rate` to zero.
+
+    Attributes:
+        epochs: passes through all sources.
+        batch_size: crops per step.
+        learning_rate: peak value.
+        weight_decay: AdamW's decoupled decay.
+        warmup_epochs: linear rise to the peak.
+        validate_every: epochs between validations.
+        gradient_clip: largest gradient norm.
+        average_decay: decay per step of the moving average of the weights; 0 averages nothing.
+        workers: processes that prepare crops.
+        bfloat16: mixed precision where the processor has it natively.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat = 3e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    validate_every: PositiveInt = 10
+    gradient_clip: PositiveFloat = 1.0
+    average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    workers: Annotated[int, Field(ge=0)] = 1
+    bfloat16: bool = False
+
+
+class DenseRecipe(Record):
+    """Trains a light dense network and leaves a bundle without a refiner.
+
+    Attributes:
+        name: name of the bundle.
+        seed: fixes initial weights and augmentation.
+        train: sources of an epoch.
+        validate_on: data set (its val split) that selects the best weights.
+        scale: low resolution / full resolution.
+        stem, widths, blocks, ladder: size of the network, see `sparserefine_ros.zoo.ladder`.
+        class_balance: classes weigh frequency ** -class_balance in the loss; 0 for none.
+        schedule: optimisation.
+        augmentation: random transforms.
+        classes: names and colours in label order.
+        licence: licence note of the bundle.
+    """
+
+    name: str
+    seed: int = 0
+    train: tuple[DataSource, ...] = Field(min_length=1)
+    validate_on: str
+    scale: Share = 0.5
+    stem: PositiveInt = 24
+    widths: tuple[PositiveInt, ...] = (32, 64, 128, 192)
+    blocks: PositiveInt = 2
+    ladder: PositiveInt = 48
+    class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    schedule: Schedule
+    augmentation: AugmentationRecipe
+    classes: tuple[ClassSpec, ...] = Field(min_length=2)
+    licence: str
+
+
+class RefinerRecipe(Record):
+    """Trains a refiner for the dense model of a bundle and leaves a bundle with both.
+
+    Attributes:
+        name: name of the bundle.
+        seed: fixes initial weights and augmentation.
+        train: sources of an epoch.
+        validate_on: data set (its val split) that selects the best weights.
+        threshold_nats: entropy above which a pixel is refined.
+        max_pixels: pixel budget written into the bundle, 0 for none.
+        max_train_share: pixel budget of a training crop, as a share of its pixels.
+        widths: channels per level.
+        blocks: residual blocks on each side of a level.
+        inputs: features per pixel.
+        bounds: rule for trailing rows and columns of strided convolutions.
+        ensembler: fusion with the dense logits.
+        class_balance: classes weigh frequency ** -class_balance in the loss; 0 for none.
+        schedule: optimisation.
+        augmentation: random transforms.
+    """
+
+    name: str
+    seed: int = 0
+    train: tuple[DataSource, ...] = Field(min_length=1)
+    validate_on: str
+    threshold_nats: Annotated[float, Field(ge=0.0)]
+    max_pixels: Annotated[int, Field(ge=0)] = 0
+    max_train_share: Share = 1.0
+    widths: tuple[PositiveInt, ...] = Field(min_length=1)
+    blocks: PositiveInt = 2
+    inputs: tuple[InputFeature, ...] = ("rgb",)
+    bounds: PlanBounds = "image"
+    ensembler: EnsemblerKind = "gated"
+    class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    schedule: Schedule
+    augmentation: AugmentationRecipe

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a refiner for the frozen dense model of a bundle.
+
+The dense model, the selection and the features are those of the pipeline; only the sparse UNet and
+the ensembler learn. The loss is the reference's: cross entropy of the refined logits plus that of
+the fused logits, both at the selected pixels.
+
+Shape legend: B crops; H, W full resolution; N selected pixels of all crops; C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparserefine_ros.bundle import Bundle, FileSpec, RefinerSpec, SelectorSpec, create_bundle
+from sparserefine_ros.clock import StageClock
+from sparserefine_ros.data.datasets import IGNORED_LABEL, Preloaded, Sample, iterate, open_dataset
+from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.evaluation.metrics import ConfusionMatrix
+from sparserefine_ros.image import resize_image
+from sparserefine_ros.maps import assemble_maps
+from sparserefine_ros.records import DenseOutput, Map, Selection, Uncertainty
+from sparserefine_ros.refiner import (
+    FeatureSampler,
+    Refiner,
+    RefineStage,
+    sample_dense_logits,
+    save_refiner,
+)
+from sparserefine_ros.selection import select_by_entropy
+from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.training.crops import AugmentedCrops
+from sparserefine_ros.training.loop import fit
+from sparserefine_ros.training.recipe import RefinerRecipe
+from sparserefine_ros.uncertainty import measure_uncertainty
+
+WEIGHTS_FILE = "refiner.safetensors"
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """A picture with its dense result and the pixels to refine."""
+
+    sample: Sample
+    dense: DenseOutput
+    uncertainty: Uncertainty
+    selection: Selection
+
+
+class RefinerTask:
+    """A `Refiner` on the pixels that the bundle's dense model is unsure of."""
+
+    def __init__(self, recipe: RefinerRecipe, bundle: Bundle) -> None:
+        self._recipe = recipe
+        self.bundle = bundle_with_refiner(bundle, recipe)
+        spec = self.bundle.spec.refiner
+        assert spec is not None  # bundle_with_refiner put it there
+        torch.manual_seed(recipe.seed)
+        self._classes = len(self.bundle.spec.classes)
+        self.module = Refiner(spec, self._classes)
+        self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
+        self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
+        self._sample_features = FeatureSampler(spec)
+        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+        validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
+        self._validation = [self._select(sample, 0) for sample in iterate(validation)]
+
+    def _select(self, sample: Sample, max_pixels: int) -> _Selected:
+        full_size = (sample.image.shape[0], sample.image.shape[1])
+        low_res_size = self.bundle.spec.dense.input.low_res_size(full_size)
+        dense = self._segmenter(resize_image(sample.image, low_res_size))
+        uncertainty = measure_uncertainty(dense.logits)
+        selection = select_by_entropy(
+            uncertainty.entropy,
+            full_size,
+            threshold_nats=self._recipe.threshold_nats,
+            max_pixels=max_pixels,
+        )
+        return _Selected(sample, dense, uncertainty, selection)
+
+    def collate(self, items: list[Sample]) -> list[Sample]:
+        """Crops stay apart until their pixels are selected."""
+        return items
+
+    def loss(self, batch: list[Sample]) -> Tensor:
+        """Cross entropy of refined plus fused logits at the labelled selected pixels."""
+        pixels_per_crop = batch[0].labels.size
+        limit = int(self._recipe.max_train_share * pixels_per_crop)
+        crops = [self._select(sample, limit) for sample in batch]
+        sites = torch.cat(
+            [crop.selection.pixels + i * pixels_per_crop for i, crop in enumerate(crops)]
+        )
+        spec = self.bundle.spec.refiner
+        assert spec is not None
+        height, width = batch[0].labels.shape
+        plan = build_plan(sites, (len(crops), height, width), len(spec.widths), bounds=spec.bounds)
+        dense_logits = torch.cat([sample_dense_logits(c.dense, c.selection) for c in crops])
+        features = torch.cat([self._features(crop) for crop in crops])
+        truth = torch.cat([_labels_at(crop) for crop in crops])
+        refined_logits = self.module.unet(features, plan)
+        fused_logits = self.module.ensembler(dense_logits, refined_logits)
+        return self._cross_entropy(refined_logits, truth) + self._cross_entropy(fused_logits, truth)
+
+    def _features(self, crop: _Selected) -> Tensor:
+        dense_logits = sample_dense_logits(crop.dense, crop.selection)
+        return self._sample_features(crop.sample.image, crop.selection, dense_logits)
+
+    def _cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
+        loss = F.cross_entropy(
+            logits.float(), truth, self._class_weights, ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        valid = truth[truth != IGNORED_LABEL]
+        return loss / self._class_weights[valid].sum().clamp_min(1.0)
+
+    def score(self, module: nn.Module) -> float:
+        """Mean IoU at full resolution through the inference stages."""
+        assert isinstance(module, Refiner)
+        refine = RefineStage(module.eval(), self.bundle)
+        confusion = ConfusionMatrix(self._classes)
+        for frame in self._validation:
+            fused = refine(frame.sample.image, frame.dense, frame.selection, StageClock())
+            maps = assemble_maps(frame.uncertainty, frame.selection, fused, frozenset({Map.LABELS}))
+            assert maps.labels is not None
+            confusion.update(frame.sample.labels, maps.labels)
+        return confusion.mean_iou()
+
+
+def _labels_at(crop: _Selected) -> Tensor:
+    flat = torch.from_numpy(crop.sample.labels).view(-1)
+    return flat.index_select(0, crop.selection.pixels).long()
+
+
+def bundle_with_refiner(bundle: Bundle, recipe: RefinerRecipe) -> Bundle:
+    """The dense bundle, described with the refiner that `recipe` trains; nothing is written."""
+    spec = bundle.spec.model_copy(
+        update={
+            "name": recipe.name,
+            "selector": SelectorSpec(
+                threshold_nats=recipe.threshold_nats, max_pixels=recipe.max_pixels
+            ),
+            "refiner": RefinerSpec(
+                file=FileSpec(path=WEIGHTS_FILE),
+                widths=recipe.widths,
+                blocks=recipe.blocks,
+                inputs=recipe.inputs,
+                bounds=recipe.bounds,
+                ensembler=recipe.ensembler,
+            ),
+        }
+    )
+    return Bundle(bundle.folder, spec, bundle.digest)
+
+
+def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume: bool) -> Bundle:
+    """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
+
+    Raises:
+        ConfigurationError: the data's classes are not the bundle's.
+        SparseRefineError: see `sparserefine_ros.training.loop.fit`.
+    """
+    names = open_dataset(recipe.validate_on, "val").class_names
+    if names != bundle.class_names:
+        raise ConfigurationError(
+            f"expected data with the bundle's classes {list(bundle.class_names)}, got {list(names)}"
+        )
+    task = RefinerTask(recipe, bundle)
+    miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+    save_refiner(task.module, folder / WEIGHTS_FILE)
+    record = {
+        **bundle.spec.training,
+        "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
+        "refiner_epochs": recipe.schedule.epochs,
+        "refiner_seed": recipe.seed,
+        "refined_val_miou": round(miou, 4),
+    }
+    spec = task.bundle.spec.model_copy(update={"training": record})
+    dense_file = bundle.spec.dense.file
+    return create_bundle(
+        folder / "bundle",
+        spec,
+        {dense_file.path: bundle.path(dense_file), WEIGHTS_FILE: folder / WEIGHTS_FILE},
+    )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparserefine_ros.evaluation.metrics import ConfusionMatrix, SelectionScore
+
+Labels = NDArray[np.uint8]
+CLASSES = 5
+
+
+def random_pair(seed: int, *, absent: int | None = None) -> tuple[Labels, Labels]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, (13, 17)).astype(np.uint8)
+    predicted = np.where(
+        rng.random(truth.shape) < 0.6, truth, rng.integers(0, CLASSES, truth.shape)
+    )
+    truth[rng.random(truth.shape) < 0.1] = 255
+    if absent is not None:
+        truth[truth == absent] = 255
+    return truth, predicted.astype(np.uint8)
+
+
+def naive_iou(pairs: list[tuple[Labels, Labels]]) -> list[float]:
+    """Per class over all frames, NaN where no pixel is truly of it."""
+    result = []
+    for label in range(CLASSES):
+        both = either = true = 0
+        for truth, predicted in pairs:
+            for t, p in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+                if t == 255:
+                    continue
+                both += t == label and p == label
+                either += label in (t, p)
+                true += t == label
+        result.append(both / either if true else math.nan)
+    return result
+
+
+@pytest.mark.parametrize("absent", [None, 0, 3, CLASSES - 1])
+def test_equals_the_naive_count(absent: int | None) -> None:
+    pairs = [random_pair(seed, absent=absent) for seed in range(3)]
+    matrix = ConfusionMatrix(CLASSES)
+    for truth, predicted in pairs:
+        matrix.update(truth, predicted)
+    expected = naive_iou(pairs)
+    np.testing.assert_allclose(matrix.iou(), expected, rtol=1e-12)
+    assert math.isnan(matrix.iou()[absent]) if absent is not None else not np.isnan(expected).any()
+    present = [value for value in expected if not math.isnan(value)]
+    assert matrix.mean_iou() == pytest.approx(sum(present) / len(present), rel=1e-12)
+    hits = sum(int((t == p).sum()) for t, p in pairs)
+    labelled = sum(int((t != 255).sum()) for t, _ in pairs)
+    assert matrix.pixel_accuracy() == pytest.approx(hits / labelled, rel=1e-12)
+    assert matrix.counts.sum() == labelled
+
+
+def test_rows_are_the_truth() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([[1, 1, 2, 255]], np.uint8), np.array([[0, 1, 0, 0]], np.uint8))
+    assert matrix.counts.tolist() == [[0, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert matrix.counts.dtype == np.int64
+
+
+def test_a_class_present_but_never_found_counts_as_zero() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([[0, 1]], np.uint8), np.array([[0, 0]], np.uint8))
+    assert matrix.iou()[:2].tolist() == [0.5, 0.0]
+    assert math.isnan(matrix.iou()[2])
+    assert matrix.mean_iou() == 0.25
+
+
+def test_perfect() -> None:
+    truth, _ = random_pair(1)
+    matrix = ConfusionMatrix(CLASSES)
+    matrix.update(truth, np.where(truth == 255, 0, truth).astype(np.uint8))
+    assert (matrix.mean_iou(), matrix.pixel_accuracy()) == (1.0, 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_labelled() -> None:
+    matrix = ConfusionMatrix(CLASSES)
+    matrix.update(np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8))
+    assert matrix.counts.sum() == 0
+    assert math.isnan(matrix.mean_iou())
+    assert math.isnan(matrix.pixel_accuracy())
+
+
+def test_predictions_out_of_range_are_not_booked_under_another_pair() -> None:
+    matrix = ConfusionMatrix(CLASSES)
+    truth, predicted = np.zeros((1, 2), np.uint8), np.array([[0, CLASSES + 1]], np.uint8)
+    with pytest.raises(Exception, match="."):
+        matrix.update(truth, predicted)
+    assert matrix.counts.sum() == 0
+
+
+class TestSelectionScore:
+    def test_equals_the_naive_count(self) -> None:
+        score = SelectionScore()
+        selected_total = wrong_total = found = selected_labelled = pixels = 0
+        for seed in range(3):
+            truth, dense = random_pair(seed)
+            selected = np.random.default_rng(seed + 9).random(truth.shape) < 0.3
+            score.update(truth, dense, selected)
+            triples = zip(
+                truth.ravel().tolist(), dense.ravel().tolist(), selected.ravel().tolist(),
+                strict=True,
+            )  # fmt: skip
+            for t, d, s in triples:
+                pixels += 1
+                selected_total += s
+                selected_labelled += s and t != 255
+                wrong_total += t not in (255, d)
+                found += s and t not in (255, d)
+        assert score.density == pytest.approx(selected_total / pixels)
+        assert score.recall == pytest.approx(found / wrong_total)
+        assert score.precision == pytest.approx(found / selected_labelled)
+        assert 0 < score.precision < 1
+        assert 0 < score.recall < 1
+
+    def test_nothing_wrong_and_nothing_selected(self) -> None:
+        score = SelectionScore()
+        truth = np.zeros((4, 4), np.uint8)
+        score.update(truth, truth, np.zeros((4, 4), bool))
+        assert (score.density, score.recall, score.precision) == (0.0, 1.0, 1.0)

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node over DDS: life cycle, outputs, parameters, diagnostics."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros.harness import (
+    FakePipeline,
+    Peer,
+    Stage,
+    ask_until_answered,
+    make_fake_node,
+    make_node,
+    wait_until,
+)
+from sensor_msgs.msg import CompressedImage, Image
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import ModelOutputError
+from sparserefine_ros.pipeline import Pipeline
+from sparserefine_ros.records import ALL_MAPS, Map
+from sparserefine_ros.ros.loading import Model
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+OUTPUTS = ("labels", "entropy", "confidence", "refined", "overlay")
+
+
+def picture_message(picture: np.ndarray, second: int = 1) -> Image:
+    height, width = picture.shape[:2]
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.header.frame_id = "camera_optical"
+    message.header.stamp.sec, message.header.stamp.nanosec = second, 123456789
+    message.data = array.array("B", picture.tobytes())
+    return message
+
+
+def exchange(peer: Peer, node: Any, message: Any, *outputs: str) -> list[Any]:
+    """Send one picture; return the message of each output."""
+    wait_until(lambda: peer.connected(node, outputs), f"connections of {outputs}")
+    before = {name: len(peer.received[name]) for name in outputs}
+    processed = node.counts.processed
+    peer.send(message)
+    wait_until(lambda: node.counts.processed == processed + 1, "the frame to be processed")
+    for name in outputs:
+        wait_until(
+            lambda name=name: len(peer.received[name]) > before[name], f"a message on {name}"
+        )
+    return [peer.received[name][-1] for name in outputs]
+
+
+def latest_values(peer: Peer) -> dict[str, str]:
+    """Key-value pairs of a diagnostic sent from now on."""
+    known = len(peer.diagnostics)
+    wait_until(lambda: len(peer.diagnostics) > known + 1, "diagnostics")
+    return {pair.key: pair.value for pair in peer.diagnostics[-1].values}
+
+
+def test_outputs_equal_the_pipeline_and_keep_the_header(
+    stage: Stage, peer: Peer, tiny_bundle: Path, picture: np.ndarray
+) -> None:
+    peer.open_camera()
+    peer.watch(*OUTPUTS)
+    node = make_node(stage, bundle=str(tiny_bundle))
+    sent = picture_message(picture)
+    labels, entropy, confidence, refined, overlay = exchange(peer, node, sent, *OUTPUTS)
+    expected = Pipeline(Bundle.open(tiny_bundle))(picture, ALL_MAPS)
+    assert expected.refined_pixels > 0
+    assert bytes(labels.data) == expected.labels.tobytes()
+    assert bytes(entropy.data) == expected.entropy.tobytes()
+    assert bytes(confidence.data) == expected.confidence.tobytes()
+    assert bytes(refined.data) == np.where(expected.refined, 255, 0).astype(np.uint8).tobytes()
+    encodings = [m.encoding for m in (labels, entropy, confidence, refined, overlay)]
+    assert encodings == ["mono8", "32FC1", "mono8", "mono8", "rgb8"]
+    for message in (labels, entropy, confidence, refined, overlay):
+        assert message.header == sent.header
+        assert (message.height, message.width) == picture.shape[:2]
+    assert bytes(overlay.data) != picture.tobytes()
+
+
+def test_compressed_transport(stage: Stage, peer: Peer, picture: np.ndarray) -> None:
+    peer.open_camera(CompressedImage)
+    peer.watch("labels")
+    node = make_fake_node(stage, FakePipeline(), transport="compressed")
+    png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    message = CompressedImage(format="png", data=array.array("B", png))
+    (labels,) = exchange(peer, node, message, "labels")
+    assert bytes(labels.data) == (picture[..., 0] // 100).tobytes()
+
+
+def test_life_cycle_can_be_cycled(stage: Stage, peer: Peer, picture: np.ndarray) -> None:
+    peer.open_camera()
+    node = make_fake_node(stage, FakePipeline(), autostart=False)
+    threads = threading.active_count()
+    client = peer.create_client(ChangeState, "segment/change_state")
+    assert client.wait_for_service(5.0)
+
+    def transit(transition: int) -> bool:
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        wait_until(future.done, f"transition {transition}")
+        return future.result().success
+
+    refused = ask_until_answered(
+        lambda: client.call_async(
+            ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+        ),
+        "a transition that an unconfigured node refuses",
+    )
+    assert not refused.success
+    for cycle in range(1, 4):
+        assert node.count_publishers("segment/labels") == 0
+        assert transit(Transition.TRANSITION_CONFIGURE)
+        assert node.count_publishers("segment/labels") == 1
+        assert node.count_subscribers("image") == 0
+        assert transit(Transition.TRANSITION_ACTIVATE)
+        peer.watch("labels")
+        exchange(peer, node, picture_message(picture), "labels")
+        assert transit(Transition.TRANSITION_DEACTIVATE)
+        assert node.count_subscribers("image") == 0
+        assert node.count_publishers("segment/labels") == 1
+        assert threading.active_count() == threads
+        assert transit(Transition.TRANSITION_CLEANUP)
+        wait_until(lambda: node.count_publishers("segment/labels") == 0, "no publisher")
+        assert node.counts.processed == cycle
+    assert not transit(Transition.TRANSITION_ACTIVATE), "an unconfigured node cannot be activated"
+    assert transit(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+
+
+def test_failed_configuration_leaves_the_node_up_and_can_be_repeated(
+    stage: Stage, peer: Peer, tiny_bundle: Path, picture: np.ndarray, tmp_path: Path
+) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    node = make_node(stage, bundle=str(tmp_path / "nowhere"), diagnostics_period_s=0.05)
+    wait_until(lambda: peer.diagnostics, "diagnostics")
+    wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.ERROR, "ERROR")
+    assert "cannot configure: BundleError" in peer.diagnostics[-1].message
+    assert str(tmp_path / "nowhere") in peer.diagnostics[-1].message
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    (result,) = peer.set_parameters_of_node(bundle=str(tiny_bundle))
+    assert result.successful, result.reason
+    assert node.trigger_configure() == SUCCESS
+    assert node.trigger_activate() == SUCCESS
+    exchange(peer, node, picture_message(picture), "labels")
+    wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.OK, "OK")
+
+
+def test_unknown_backend_is_refused_at_configure(stage: Stage, tiny_bundle: Path) -> None:
+    node = make_node(stage, bundle=str(tiny_bundle), backend="abacus", autostart=False)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    node.set_parameters([Parameter("backend", value="auto")])
+    assert node.trigger_configure() == SUCCESS
+
+
+def test_unusable_start_values_are_named_until_they_are_put_right(stage: Stage, peer: Peer) -> None:
+    node = make_fake_node(
+        stage,
+        FakePipeline(),
+        overlay_opacity=7.0,
+        transport="carrier pigeon",
+        diagnostics_period_s=0.05,
+    )
+    wait_until(lambda: peer.diagnostics, "diagnostics")
+    wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.ERROR, "ERROR")
+    assert "overlay_opacity: expected float 0 .. 1, got 7.0" in peer.diagnostics[-1].message
+    assert "raw or compressed, got 'carrier pigeon'" in peer.diagnostics[-1].message
+    (result,) = peer.set_parameters_of_node(overlay_opacity=0.7, transport="raw")
+    assert result.successful, result.reason
+    assert node.trigger_configure() == SUCCESS
+
+
+def test_a_foreign_error_in_configure_is_told(stage: Stage) -> None:
+    def load(_: object) -> Model:
+        raise OSError("disk on fire")
+
+    node = make_node(stage, load, autostart=False)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+
+
+def test_a_failed_activation_leaves_the_node_inactive(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_fake_node(stage, FakePipeline(), autostart=False)
+    assert node.trigger_configure() == SUCCESS
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "create_subscription", lambda *_, **__: 1 / 0)
+        assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
+    assert threading.active_count() == threads
+    assert node.count_publishers("segment/labels") == 1
+    assert node.trigger_activate() == SUCCESS
+
+
+@pytest.mark.parametrize("second", [-5, 0, 2**31 - 1])
+def test_odd_stamps_do_no_harm(stage: Stage, peer: Peer, picture: np.ndarray, second: int) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    node = make_fake_node(stage, FakePipeline())
+    message = picture_message(picture, second)
+    message.header.stamp.nanosec = 0
+    (labels,) = exchange(peer, node, message, "labels")
+    assert labels.header == message.header
+    assert node.counts.rejected == {}
+
+
+def test_parameters_of_rclpy_can_be_set(stage: Stage, peer: Peer) -> None:
+    node = make_fake_node(stage, FakePipeline())
+    assert peer.set_parameters_of_node(use_sim_time=True)[0].successful
+    assert node.get_parameter("use_sim_time").value is True
+
+
+def test_only_watched_outputs_are_computed(stage: Stage, peer: Peer, picture: np.ndarray) -> None:
+    peer.open_camera()
+    pipeline = FakePipeline()
+    node = make_fake_node(stage, pipeline)
+    wait_until(lambda: peer.connected(node), "the camera's connection")
+    peer.send(picture_message(picture))
+    wait_until(lambda: node.counts.dropped == {"unwatched": 1}, "an unwatched frame")
+    assert pipeline.asked == []
+    peer.watch("entropy")
+    exchange(peer, node, picture_message(picture), "entropy")
+    assert pipeline.asked[-1] == {Map.ENTROPY}
+    peer.watch("overlay")
+    exchange(peer, node, picture_message(picture), "entropy", "overlay")
+    assert pipeline.asked[-1] == {Map.ENTROPY, Map.LABELS, Map.REFINED}
+    assert peer.count_publishers("segment/labels") == 1
+    assert (node.counts.received, node.counts.processed) == (3, 2)
+
+
+def test_run_time_changes_good_and_bad(
+    stage: Stage, peer: Peer, tiny_bundle: Path, picture: np.ndarray
+) -> None:
+    peer.open_camera()
+    peer.watch("refined")
+    node = make_node(stage, bundle=str(tiny_bundle), diagnostics_period_s=0.05)
+    (before,) = exchange(peer, node, picture_message(picture), "refined")
+    assert peer.set_parameters_of_node(entropy_threshold=0.5, max_refined_pixels=40)[0].successful
+    (after,) = exchange(peer, node, picture_message(picture), "refined")
+    assert 0 < np.count_nonzero(after.data) <= 40 < np.count_nonzero(before.data)
+    values = latest_values(peer)
+    assert (values["entropy_threshold_nats"], values["max_refined_pixels"]) == ("0.5000", "40")
+
+    for changes, reason in (
+        ({"max_refined_pixels": 7, "entropy_threshold": 1.2}, "at most log(3) = 1.0986"),
+        ({"entropy_threshold": 0.1, "max_refined_pixels": -5}, "max_refined_pixels out of range"),
+        ({"latency_warn_ms": 90.0, "latency_error_ms": 50.0}, "latency_warn_ms = 90.0"),
+        ({"overlay_opacity": 0.2, "bundle": "other"}, "bundle: is read when"),
+        ({"overlay_opacity": "half"}, "Wrong parameter type"),
+    ):
+        (result,) = peer.set_parameters_of_node(**changes)
+        assert not result.successful
+        assert reason in result.reason
+    values = latest_values(peer)
+    assert (values["entropy_threshold_nats"], values["max_refined_pixels"]) == ("0.5000", "40")
+    assert node.get_parameter("overlay_opacity").value == 0.5
+    assert node.get_parameter("latency_warn_ms").value == 0.0
+
+    assert peer.set_parameters_of_node(entropy_threshold=-1.0, max_refined_pixels=-1)[0].successful
+    (restored,) = exchange(peer, node, picture_message(picture), "refined")
+    assert restored.data == before.data
+
+
+def test_errors_of_the_model_reject_the_frame_only(
+    stage: Stage, peer: Peer, picture: np.ndarray
+) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    pipeline = FakePipeline()
+    node = make_fake_node(stage, pipeline, diagnostics_period_s=0.05)
+    wait_until(lambda: peer.connected(node, ("labels",)), "connections")
+    for error in (ModelOutputError("NaN in the logits"), ZeroDivisionError("surprise")):
+        pipeline.error = error
+        rejected = node.counts.rejected_total
+        peer.send(picture_message(picture))
+        wait_until(lambda n=rejected: node.counts.rejected_total == n + 1, "a rejection")
+    assert node.counts.rejected == {"model_output": 1, "internal": 1}
+    wait_until(
+        lambda: any(status.level == DiagnosticStatus.WARN for status in peer.diagnostics), "WARN"
+    )
+    pipeline.error = None
+    exchange(peer, node, picture_message(picture), "labels")
+    assert latest_values(peer)["last_rejection"] == "internal: surprise"
+
+
+def test_diagnostics_over_dds(stage: Stage, peer: Peer, picture: np.ndarray) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    node = make_fake_node(stage, FakePipeline(), diagnostics_period_s=0.05, stale_after_s=0.4)
+    for _ in range(3):
+        message = picture_message(picture)
+        message.header.stamp = peer.get_clock().now().to_msg()
+        exchange(peer, node, message, "labels")
+    values = latest_values(peer)
+    assert (values["state"], values["bundle"], values["backend.dense"]) == (
+        "active",
+        "fake",
+        "fake",
+    )
+    assert (values["received"], values["processed"], values["dropped"]) == ("3", "3", "0")
+    assert values["budget_hits"] == "3"
+    assert values["refined_pixels.last"] == str(picture.shape[1])
+    assert float(values["refined_share.mean"]) == pytest.approx(1 / picture.shape[0], abs=1e-5)
+    assert values["latency_ms.dense.median"] == "1.50"
+    assert values["lost_in_middleware"] == "0"
+    total_ms = float(values["latency_ms.total.median"])
+    assert 0.0 < total_ms < float(values["age_ms.median"]) < 1000.0
+    status = peer.diagnostics[-1]
+    assert (status.name, status.hardware_id) == ("segment: segmentation", "/segment")
+    wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.STALE, "STALE")
+    assert "no picture on /image" in peer.diagnostics[-1].message
+    exchange(peer, node, picture_message(picture), "labels")
+    wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.OK, "OK again")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_ends_cleanly_on_a_signal(
+    number: signal.Signals, peer: Peer, tiny_bundle: Path
+) -> None:
+    command = [sys.executable, "-m", "sparserefine_ros.ros.node"]
+    command += ["--ros-args", "-r", "__ns:=/robot", "-p", f"bundle:={tiny_bundle}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            wait_until(
+                lambda: peer.count_subscribers("/robot/image") == 1 or process.poll() is not None,
+                "the subscription",
+                30.0,
+            )
+            time.sleep(0.1)
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=10.0)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert "segmenting /robot/image" in output

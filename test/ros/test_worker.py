@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mailbox: newest item wins, nothing is lost from the books, no error ends the thread."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sparserefine_ros.errors import ImageError, ModelOutputError
+from sparserefine_ros.ros.worker import FrameCounts, LatestWorker
+
+
+def balanced(counts: FrameCounts) -> bool:
+    ended = counts.processed + sum(counts.dropped.values()) + sum(counts.rejected.values())
+    return counts.received == ended + counts.in_flight
+
+
+@contextmanager
+def running(
+    process: Callable[[int], str | None],
+    on_rejected: Callable[[str, Exception], None] = lambda reason, error: None,
+) -> Iterator[LatestWorker[int]]:
+    worker = LatestWorker(process, on_rejected=on_rejected)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def settle(worker: LatestWorker[int]) -> FrameCounts:
+    deadline = time.monotonic() + 10.0
+    while worker.counts().in_flight:
+        assert time.monotonic() < deadline, "the worker did not come to rest"
+        time.sleep(0.001)
+    return worker.counts()
+
+
+def test_the_newest_waiting_item_wins() -> None:
+    begun, gate, seen = threading.Event(), threading.Event(), []
+
+    def process(item: int) -> None:
+        begun.set()
+        gate.wait(10.0)
+        seen.append(item)
+
+    with running(process) as worker:
+        worker.offer(0)
+        assert begun.wait(10.0)
+        for item in (1, 2, 3):
+            worker.offer(item)
+        counts = worker.counts()
+        assert (counts.received, counts.in_flight, counts.dropped) == (4, 2, {"newer_frame": 2})
+        gate.set()
+        counts = settle(worker)
+    assert seen == [0, 3]
+    assert (counts.processed, counts.dropped_total) == (2, 2)
+    assert balanced(counts)
+
+
+def test_errors_reject_the_item_and_the_thread_goes_on() -> None:
+    errors = [
+        ImageError("too short", reason="data_size"),
+        ModelOutputError("NaN"),
+        RuntimeError("surprise"),
+        MemoryError("large"),
+    ]
+    reported: list[tuple[str, Exception]] = []
+
+    def process(item: int) -> None:
+        if item < len(errors):
+            raise errors[item]
+
+    with running(process, lambda reason, error: reported.append((reason, error))) as worker:
+        for item in range(len(errors) + 1):
+            worker.offer(item)
+            counts = settle(worker)
+    assert counts.rejected == {"data_size": 1, "model_output": 1, "internal": 2}
+    assert counts.processed == 1
+    assert counts.last_rejection == "internal: large"
+    reasons = ["data_size", "model_output", "internal", "internal"]
+    assert reported == list(zip(reasons, errors, strict=True))
+    assert balanced(counts)
+
+
+def test_a_failing_report_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def process(item: int) -> None:
+        if item == 0:
+            raise ImageError("bad")
+
+    def on_rejected(reason: str, error: Exception) -> None:
+        raise OSError("log is full")
+
+    with running(process, on_rejected) as worker:
+        worker.offer(0)
+        settle(worker)
+        worker.offer(1)
+        counts = settle(worker)
+    assert (counts.processed, counts.rejected) == (1, {"image": 1})
+    assert "log is full" in caplog.text
+
+
+def test_a_returned_reason_counts_as_dropped() -> None:
+    with running(lambda item: "unwatched" if item % 2 else None) as worker:
+        for item in range(4):
+            worker.offer(item)
+            counts = settle(worker)
+    assert (counts.processed, counts.dropped) == (2, {"unwatched": 2})
+
+
+def test_stop_drops_the_waiting_item_and_finishes_the_running_one() -> None:
+    begun, finished = threading.Event(), []
+
+    def process(item: int) -> None:
+        begun.set()
+        time.sleep(0.05)
+        finished.append(item)
+
+    with running(process) as worker:
+        worker.offer(0)
+        assert begun.wait(10.0)
+        worker.offer(1)
+        worker.stop()
+        assert finished == [0]
+        worker.offer(2)
+        counts = worker.counts()
+        assert counts.dropped == {"stopped": 2}
+        assert (counts.received, counts.processed, counts.in_flight) == (3, 1, 0)
+
+
+def test_stop_joins_and_start_works_again() -> None:
+    threads = threading.active_count()
+    with running(lambda item: None) as worker:
+        for _ in range(3):
+            worker.start()
+            worker.start()
+            assert threading.active_count() == threads + 1
+            worker.offer(0)
+            settle(worker)
+            worker.stop()
+            worker.stop()
+            assert threading.active_count() == threads
+    assert worker.counts().processed == 3
+
+
+def test_the_books_balance_at_every_instant() -> None:
+    rng = random.Random(5)
+    outcomes = [None, "unwatched", ImageError("x", reason="step"), ValueError("y")]
+
+    def process(item: int) -> str | None:
+        outcome = outcomes[item % len(outcomes)]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    unbalanced = []
+    with running(process) as worker:
+        done = threading.Event()
+
+        def audit() -> None:
+            while not done.is_set():
+                counts = worker.counts()
+                if not balanced(counts):
+                    unbalanced.append(counts)
+
+        auditor = threading.Thread(target=audit)
+        auditor.start()
+        for item in range(1500):
+            worker.offer(item)
+            if rng.random() < 0.2:
+                time.sleep(1e-5)
+            if item % 300 == 299:
+                worker.stop()
+                worker.start()
+        counts = settle(worker)
+        done.set()
+        auditor.join()
+    assert unbalanced == []
+    assert counts.received == 1500
+    assert balanced(counts)
+    assert counts.processed > 0
+    assert counts.dropped["newer_frame"] > 0
+    assert counts.rejected["step"] > 0

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
+from torch import Tensor
+
+from sparserefine_ros.sparse.convolve import convolve
+from sparserefine_ros.sparse.plan import Bounds, Links, build_plan
+
+MASKS = example_masks()
+INPUTS, OUTPUTS = 3, 4
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN, so that a row nobody writes cannot pass for zero by luck."""
+    plain = torch.Tensor.new_empty
+
+    def poisoned(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        fresh = plain(self, *size, **options)
+        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+
+
+def random_tensors(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    features = torch.randn(rows, INPUTS, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(9, INPUTS, OUTPUTS, generator=generator, dtype=torch.float64)
+    return features.requires_grad_(), kernel.requires_grad_()
+
+
+def compare(links: Links, source: Tensor, target: Tensor, dense: Any) -> None:
+    """Hold `convolve` along `links` against `dense(grid, kernel)`, forward and backward."""
+    features, kernel = random_tensors(int(source.sum()))
+    result = convolve(features, kernel, links)
+    expected = grid_to_rows(dense(rows_to_grid(features, source), kernel), target)
+    # Both sum at most 27 products in float64, in different orders.
+    torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).double()
+    found = torch.autograd.grad((result * weights).sum(), (features, kernel))
+    wanted = torch.autograd.grad((expected * weights).sum(), (features, kernel), allow_unused=True)
+    for gradient, reference in zip(found, wanted, strict=True):
+        expected_gradient = torch.zeros_like(gradient) if reference is None else reference
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_submanifold(name: str) -> None:
+    mask = MASKS[name]
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    compare(links, mask, mask, lambda x, kernel: oracle.submanifold(x, mask, kernel))
+
+
+@pytest.mark.parametrize("bounds", ["image", "data"])
+@pytest.mark.parametrize("name", MASKS)
+def test_strided(name: str, bounds: Bounds) -> None:
+    mask = MASKS[name]
+    down = build_plan(sites_of(mask), grid_of(mask), 2, bounds=bounds).levels[0].down
+    assert down is not None
+    coarse = oracle.strided_mask(mask, bounds)
+    compare(down, mask, coarse, lambda x, kernel: oracle.strided(x, mask, kernel, bounds))
+
+
+@pytest.mark.parametrize("bounds", ["image", "data"])
+@pytest.mark.parametrize("name", MASKS)
+def test_transposed(name: str, bounds: Bounds) -> None:
+    mask = MASKS[name]
+    down = build_plan(sites_of(mask), grid_of(mask), 2, bounds=bounds).levels[0].down
+    assert down is not None
+    coarse = oracle.strided_mask(mask, bounds)
+    compare(
+        down.reversed(), coarse, mask, lambda y, kernel: oracle.transposed(y, coarse, kernel, mask)
+    )
+
+
+def test_many_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparserefine_ros.sparse.convolve._CHUNK_ELEMENTS", 70)
+    for name in ("odd", "batch"):
+        test_submanifold(name)
+        test_strided(name, "image")
+        test_transposed(name, "data")
+
+
+def test_gradcheck() -> None:
+    mask = MASKS["one-row"]
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    assert torch.autograd.gradcheck(
+        lambda x, k: convolve(x, k, links), random_tensors(links.inputs)
+    )
+
+
+def test_only_the_wanted_gradient_is_computed() -> None:
+    mask = MASKS["odd"]
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    features, kernel = random_tensors(links.inputs)
+    convolve(features.detach(), kernel, links).sum().backward()
+    assert kernel.grad is not None
+    assert features.grad is None
+
+
+def test_taps_are_numbered_row_fastest() -> None:
+    # Two sites, the second one row below and one column right of the first.
+    mask = torch.zeros(1, 1, 4, 5, dtype=torch.bool)
+    mask[0, 0, 1, 1] = mask[0, 0, 2, 2] = True
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    kernel = torch.arange(1.0, 10.0).view(9, 1, 1)
+    features = torch.tensor([[100.0], [1.0]])
+    # k = (drow + 1) + 3 * (dcol + 1): itself 4, lower right 8, upper left 0; weights are k + 1.
+    assert convolve(features, kernel, links).tolist() == [[509.0], [105.0]]
+
+
+def test_taps_of_the_strided_convolution_are_numbered_row_fastest() -> None:
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    down = build_plan(sites_of(mask), grid_of(mask), 2).levels[0].down
+    assert down is not None
+    digits = torch.tensor([10.0**site for site in range(9)], dtype=torch.float64).view(9, 1)
+    kernel = torch.arange(1.0, 10.0, dtype=torch.float64).view(9, 1, 1)
+    # Site 3 * row + column meets tap row + 3 * column; the last site is the first digit.
+    assert convolve(digits, kernel, down).item() == 963852741.0
+    spread = convolve(torch.ones(1, 1, dtype=torch.float64), kernel, down.reversed())
+    assert spread.view(3, 3).tolist() == [[1.0, 4.0, 7.0], [2.0, 5.0, 8.0], [3.0, 6.0, 9.0]]
+
+
+def test_single_precision_and_bfloat16_autocast() -> None:
+    mask = MASKS["odd"]
+    down = build_plan(sites_of(mask), grid_of(mask), 2).levels[0].down
+    assert down is not None
+    features, kernel = (part.detach().float() for part in random_tensors(down.outputs))
+    plain = convolve(features, kernel, down.reversed())
+    assert plain.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = convolve(features, kernel, down.reversed())
+    # bfloat16 keeps eight bits: 27 products of about one each.
+    torch.testing.assert_close(mixed.float(), plain, rtol=0.05, atol=0.1)

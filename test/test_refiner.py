@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_DIGEST, make_tiny_bundle, random_statistics
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparserefine_ros.bundle import (
+    BUNDLE_FILE,
+    Bundle,
+    FileSpec,
+    RefinerSpec,
+    seal_bundle,
+    sealed,
+)
+from sparserefine_ros.clock import StageClock
+from sparserefine_ros.configuration import write_yaml
+from sparserefine_ros.errors import BundleError
+from sparserefine_ros.records import DenseOutput
+from sparserefine_ros.refiner import (
+    FeatureSampler,
+    Refiner,
+    RefineStage,
+    load_refiner,
+    sample_dense_logits,
+    save_refiner,
+)
+from sparserefine_ros.selection import selection_from_mask
+from sparserefine_ros.sparse.plan import build_plan
+
+WEIGHTS = "refiner.safetensors"
+MEAN, STD = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
+
+
+def reseal(folder: Path, **changes: object) -> Bundle:
+    """Change fields of the refiner section and correct the digests, as a user's edit would."""
+    spec = Bundle.open(folder).spec
+    assert spec.refiner is not None
+    spec = spec.model_copy(update={"refiner": spec.refiner.model_copy(update=changes)})
+    write_yaml(folder / BUNDLE_FILE, sealed(spec, folder), heading="changed")
+    return Bundle.open(folder)
+
+
+def with_weights(folder: Path, weights: dict[str, Tensor]) -> Bundle:
+    """The bundle with other weights and the right digest for them."""
+    save_file(weights, folder / WEIGHTS)
+    return seal_bundle(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle that the test may change."""
+    return make_tiny_bundle(tmp_path / "tiny")
+
+
+class TestSampling:
+    @pytest.mark.parametrize("order", ["RGB", "BGR"])
+    @pytest.mark.parametrize(
+        "inputs", [("rgb",), ("logits",), ("rgb", "logits"), ("logits", "rgb")]
+    )
+    def test_features_in_the_order_of_the_bundle(
+        self, inputs: tuple[str, ...], order: str, picture: NDArray[np.uint8]
+    ) -> None:
+        spec = RefinerSpec(
+            file=FileSpec(path=WEIGHTS, sha256=NO_DIGEST),
+            widths=(4,),
+            inputs=inputs,  # type: ignore[arg-type]
+            channel_order=order,  # type: ignore[arg-type]
+            mean=MEAN,
+            std=STD,
+        )
+        mask = torch.from_numpy(np.random.default_rng(1).random((9, 13)) < 0.4)
+        selection = selection_from_mask(mask, picture.shape[:2])
+        logits = torch.randn(selection.count, 3)
+        features = FeatureSampler(spec)(picture, selection, logits)
+        pixels = picture.reshape(-1, 3)[selection.pixels.numpy()].astype(np.float64)
+        rgb = ((pixels if order == "RGB" else pixels[:, ::-1]) - MEAN) / STD
+        parts = {"rgb": rgb, "logits": logits.numpy()}
+        expected = np.concatenate([parts[name] for name in inputs], 1)
+        assert features.dtype == torch.float32
+        assert features.shape[1] == spec.input_channels(3)
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("low", "full"), [((4, 6), (8, 12)), ((4, 6), (9, 13)), ((5, 4), (2, 3)), ((4, 4), (1, 1))]
+    )
+    @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+    def test_dense_logits_of_the_block(
+        self, low: tuple[int, int], full: tuple[int, int], share: float
+    ) -> None:
+        logits = torch.randn(3, *low, generator=torch.Generator().manual_seed(1))
+        mask = torch.from_numpy(np.random.default_rng(1).random(low) < share)
+        selection = selection_from_mask(mask, full)
+        expected = [
+            logits[:, p // full[1] * low[0] // full[0], p % full[1] * low[1] // full[1]].tolist()
+            for p in selection.pixels.tolist()
+        ]
+        found = sample_dense_logits(DenseOutput(logits), selection)
+        assert found.shape == (selection.count, 3)
+        assert found.tolist() == expected
+
+
+class TestStage:
+    def test_equals_the_trained_network_step_by_step(
+        self, tiny_bundle: Path, picture: NDArray[np.uint8]
+    ) -> None:
+        bundle = Bundle.open(tiny_bundle)
+        refiner = load_refiner(bundle)
+        logits = torch.randn(3, 36, 52, generator=torch.Generator().manual_seed(2))
+        mask = torch.from_numpy(np.random.default_rng(1).random((36, 52)) < 0.3)
+        selection = selection_from_mask(mask, (75, 101))
+        clock = StageClock()
+        result = RefineStage(refiner, bundle)(picture, DenseOutput(logits), selection, clock)
+        assert result is not None
+        assert bundle.spec.refiner is not None
+        at = sample_dense_logits(DenseOutput(logits), selection)
+        features = FeatureSampler(bundle.spec.refiner)(picture, selection, at)
+        plan = build_plan(selection.pixels, (1, 75, 101), 2)
+        with torch.no_grad():
+            probabilities = refiner.ensembler(at, refiner.unet(features, plan)).softmax(1)
+        top = probabilities.max(1)
+        # Float32 with folded norms against unfolded ones.
+        torch.testing.assert_close(result.top_probability, top.values, rtol=1e-3, atol=1e-4)
+        sure = probabilities.topk(2).values.diff().abs().view(-1) > 1e-3
+        assert sure.float().mean() > 0.9
+        assert torch.equal(result.labels[sure].long(), top.indices[sure])
+        times = clock.times().milliseconds
+        assert {stage for stage, spent in times.items() if spent > 0} == {
+            "plan",
+            "refine",
+            "fusion",
+        }
+
+    def test_nothing_selected(self, tiny_bundle: Path, picture: NDArray[np.uint8]) -> None:
+        bundle = Bundle.open(tiny_bundle)
+        selection = selection_from_mask(torch.zeros(36, 52, dtype=torch.bool), (75, 101))
+        stage = RefineStage(load_refiner(bundle), bundle)
+        assert stage(picture, DenseOutput(torch.zeros(3, 36, 52)), selection, StageClock()) is None
+
+    def test_the_weights_are_copied(self, tiny_bundle: Path, picture: NDArray[np.uint8]) -> None:
+        bundle = Bundle.open(tiny_bundle)
+        refiner = load_refiner(bundle)
+        selection = selection_from_mask(torch.ones(36, 52, dtype=torch.bool), (75, 101))
+        dense = DenseOutput(torch.randn(3, 36, 52, generator=torch.Generator().manual_seed(2)))
+        expected = RefineStage(refiner, bundle)(picture, dense, selection, StageClock())
+        stage = RefineStage(refiner, bundle)
+        with torch.no_grad():
+            for parameter in refiner.parameters():
+                parameter.zero_()
+        found = stage(picture, dense, selection, StageClock())
+        assert expected is not None
+        assert found is not None
+        torch.testing.assert_close(found.entropy, expected.entropy)
+
+
+class TestLoading:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        spec = RefinerSpec(
+            file=FileSpec(path=WEIGHTS, sha256=NO_DIGEST), widths=(4, 6, 8), blocks=2
+        )
+        refiner = Refiner(spec, 5)
+        random_statistics(refiner)
+        save_refiner(refiner, tmp_path / WEIGHTS)
+        assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+        found = load_file(tmp_path / WEIGHTS)
+        expected = refiner.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+    def test_loads_in_evaluation_mode(self, folder: Path) -> None:
+        refiner = load_refiner(Bundle.open(folder))
+        assert not any(part.training for part in refiner.modules())
+        weights = load_file(folder / WEIGHTS)
+        assert all(torch.equal(weights[key], value) for key, value in refiner.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"widths": (8, 16)}, r"expected \[9, 16, 16\], got \[9, 12, 12\]"),
+            ({"widths": (8,)}, "is unknown"),
+            ({"widths": (8, 12, 12)}, "is missing"),
+            ({"blocks": 2}, r"after\.1\.\S+ is missing"),
+            ({"inputs": ("rgb",)}, r"unet\.stem\.kernel: expected \[9, 3, 8\], got \[9, 6, 8\]"),
+            ({"ensembler": "direct"}, r"ensembler\.gate\.0\.bias is unknown"),
+        ],
+    )
+    def test_weights_that_do_not_fit(
+        self, folder: Path, changes: dict[str, object], message: str
+    ) -> None:
+        bundle = reseal(folder, **changes)
+        with pytest.raises(BundleError, match=message) as caught:
+            load_refiner(bundle)
+        assert "does not fit the refiner section of bundle.yaml" in str(caught.value)
+
+    def test_many_mistakes_are_counted(self, folder: Path) -> None:
+        with pytest.raises(BundleError, match=r"and \d+ more$"):
+            load_refiner(reseal(folder, widths=(4, 6)))
+
+    def test_one_wrong_shape(self, folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        weights["unet.head.bias"] = torch.zeros(4)
+        message = r"bundle.yaml: unet\.head\.bias: expected \[3\], got \[4\]$"
+        with pytest.raises(BundleError, match=message):
+            load_refiner(with_weights(folder, weights))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, folder: Path, value: float) -> None:
+        weights = load_file(folder / WEIGHTS)
+        weights["unet.stem.kernel"][0, 0, 0] = value
+        with pytest.raises(BundleError, match=r"unet\.stem\.kernel holds NaN or infinity"):
+            load_refiner(with_weights(folder, weights))
+
+    def test_no_pickle_is_ever_loaded(self, folder: Path, tmp_path: Path) -> None:
+        trap = tmp_path / "trap"
+
+        class Trap:
+            def __reduce__(self) -> tuple[object, ...]:
+                return Path.touch, (trap,)
+
+        for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+            write({"unet.head.bias": Trap()}, folder / WEIGHTS)
+            bundle = seal_bundle(folder)
+            with pytest.raises(BundleError, match="not a readable safetensors file"):
+                load_refiner(bundle)
+        assert not trap.exists()
+
+    def test_a_bundle_without_refiner(self, folder: Path) -> None:
+        bundle = Bundle.open(folder)
+        plain = bundle.spec.model_copy(update={"refiner": None})
+        with pytest.raises(BundleError, match="tiny has no refiner; train one"):
+            load_refiner(Bundle(folder, plain, bundle.digest))
