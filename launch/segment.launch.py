@@ -5,14 +5,13 @@ An argument left empty overrides nothing: defaults live in the parameter file an
 The node is a lifecycle node that configures and activates itself, see its parameter `autostart`.
 """
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchContext, LaunchDescription
 
 PACKAGE = "sparserefine_ros"
 NODE = "segment"

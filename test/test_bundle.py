@@ -168,7 +168,7 @@ class TestOpen:
     def test_what_is_no_bundle(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         for place in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-            with pytest.raises(BundleError, match="expected a bundle folder with bundle.yaml"):
+            with pytest.raises(BundleError, match=r"expected a bundle folder with bundle\.yaml"):
                 Bundle.open(place)
 
 

@@ -62,10 +62,9 @@ def launch_description() -> Any:
 
 def start(records: dict[str, Path], **arguments: str) -> dict[str, Any]:
     """Launch with these arguments; returns what the executable `segment` was given."""
+    from launch import LaunchDescription, LaunchService
     from launch.actions import IncludeLaunchDescription
     from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-    from launch import LaunchDescription, LaunchService
 
     service = LaunchService(noninteractive=True)
     source = PythonLaunchDescriptionSource(str(LAUNCH_FILE))

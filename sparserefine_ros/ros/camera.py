@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import cv2
 import numpy as np
 import rclpy
 from numpy.typing import NDArray
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -27,9 +26,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.image import resize_image
 from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.parameters import ParameterSpec
+from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
 from sparserefine_ros.sources import ACCEPTED, Frame, open_source
 
 NODE_NAME: Final = "camera"
@@ -197,35 +197,15 @@ class _Pace:
 
 
 def _declare_parameters(node: Node) -> CameraParameters:
-    values: dict[str, Any] = {}
-    mistakes = []
+    values, mistakes = {}, []
     for spec in PARAMETERS:
-        # Its range would be checked without saying which parameter it is, and 5 is no valid 5.0.
-        node.declare_parameter(spec.name, spec.default, ParameterDescriptor(dynamic_typing=True))
-        value = node.get_parameter(spec.name).value
-        node.undeclare_parameter(spec.name)
-        if isinstance(spec.default, float) and type(value) is int:
-            value = float(value)
-        if _fits(spec, value):
-            descriptor = spec.descriptor()
-            descriptor.read_only = True
-            node.declare_parameter(spec.name, value, descriptor, ignore_override=True)
-            values[spec.name] = value
-        else:
-            kind = type(spec.default).__name__
-            expected = f"{kind} {spec.constraints}".rstrip()
-            mistakes.append(f"{spec.name}: expected {expected}, got {value!r}")
-    if mistakes:
-        raise ConfigurationError("; ".join(mistakes))
+        mistake = declare_parameter(node, spec, read_only=True)
+        values[spec.name] = node.get_parameter(spec.name).value
+        # rclpy checks ranges, but not choices.
+        mistakes.append(mistake or check_value(spec, values[spec.name]))
+    if any(mistakes):
+        raise ConfigurationError("; ".join(filter(None, mistakes)))
     return CameraParameters(**values)
-
-
-def _fits(spec: ParameterSpec, value: object) -> bool:
-    if type(value) is not type(spec.default):
-        return False
-    if spec.minimum is not None and spec.maximum is not None:
-        return spec.minimum <= cast(float, value) <= spec.maximum
-    return not spec.choices or value in spec.choices
 
 
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -234,9 +214,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
         return image
     height = height or max(1, round(image.shape[0] * width / image.shape[1]))
     width = width or max(1, round(image.shape[1] * height / image.shape[0]))
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=kind), np.uint8)
+    return resize_image(image, (height, width))
 
 
 def _picture_to_jpeg(picture: NDArray[np.uint8], header: Header) -> CompressedImage:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's parameters: the one source of names, defaults, ranges and descriptions.
 
-`python -m sparserefine_ros.ros.parameters > config/segment.yaml` writes the parameter file.
+`python -m sparserefine_ros.ros.parameters > config/segment.yaml` writes the parameter file;
+with `--markdown` it prints the table of the README.
 """
 
 from __future__ import annotations
@@ -13,69 +14,16 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
 
-Value = bool | int | float | str
 V = TypeVar("V", bool, int, float, str)
 
 MAX_CLASSES: Final = 255
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One ROS parameter.
-
-    Attributes:
-        name: ROS name.
-        default: value when nobody sets one; its type is the parameter's type.
-        description: what it does, with the unit.
-        minimum, maximum: inclusive range of a number; None for other types.
-        choices: the allowed texts; empty when any text is allowed.
-        run_time: whether a configured node accepts a change.
-    """
-
-    name: str
-    default: Value
-    description: str
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    run_time: bool = False
-
-    @property
-    def constraints(self) -> str:
-        """Range or choices in words; empty when there are none."""
-        if self.choices:
-            return " or ".join(self.choices)
-        if self.minimum is not None and self.maximum is not None:
-            return f"{_number(self.minimum)} .. {_number(self.maximum)}"
-        return ""
-
-    def descriptor(self) -> ParameterDescriptor:
-        """The ROS descriptor with its range."""
-        descriptor = ParameterDescriptor(
-            name=self.name,
-            description=self.description,
-            additional_constraints=" or ".join(self.choices),
-        )
-        if self.minimum is not None and self.maximum is not None:
-            if isinstance(self.default, int):
-                bounds = IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum))
-                descriptor.integer_range = [bounds]
-            else:
-                limits = FloatingPointRange(from_value=self.minimum, to_value=self.maximum)
-                descriptor.floating_point_range = [limits]
-        return descriptor
-
-
-def _number(value: float) -> str:
-    return f"{value:.10g}"
 
 
 def _parameter(
@@ -186,33 +134,10 @@ def declare(node: Node) -> dict[str, str]:
     """
     mistakes: dict[str, str] = {}
     for spec in PARAMETERS:
-        mistake = _declare_one(node, spec)
+        mistake = declare_parameter(node, spec)
         if mistake:
             mistakes[spec.name] = mistake
     return mistakes
-
-
-def _declare_one(node: Node, spec: ParameterSpec) -> str:
-    """Declare a parameter; returns what is wrong with its start value, if anything."""
-    try:
-        node.declare_parameter(spec.name, spec.default, spec.descriptor())
-    except (InvalidParameterTypeException, InvalidParameterValueException):
-        given = _start_value(node, spec)
-        if isinstance(spec.default, float) and type(given) is int:
-            given = float(given)
-        mistake = _check_value(spec, given)
-        value = spec.default if mistake else given
-        node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
-        return mistake
-    return ""
-
-
-def _start_value(node: Node, spec: ParameterSpec) -> object:
-    """The value the node was started with, whatever its type."""
-    node.declare_parameter(spec.name, spec.default, ParameterDescriptor(dynamic_typing=True))
-    value: object = node.get_parameter(spec.name).value
-    node.undeclare_parameter(spec.name)
-    return value
 
 
 def read(node: Node) -> NodeParameters:
@@ -228,7 +153,7 @@ def find_mistakes(parameters: NodeParameters, *, classes: int | None = None) -> 
         classes: number of classes of the bundle; None while it is not known.
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
-    mistakes = [text for spec, value in values if (text := _check_value(spec, value))]
+    mistakes = [text for spec, value in values if (text := check_value(spec, value))]
     threshold = parameters.entropy_threshold
     if -1.0 < threshold < 0.0:
         mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")
@@ -244,16 +169,6 @@ def find_mistakes(parameters: NodeParameters, *, classes: int | None = None) -> 
             f"got {error_ms}"
         )
     return mistakes
-
-
-def _check_value(spec: ParameterSpec, value: object) -> str:
-    expected = f"expected {type(spec.default).__name__} {spec.constraints}".rstrip()
-    fits = type(value) is type(spec.default)
-    if fits and spec.choices:
-        fits = value in spec.choices
-    if fits and spec.minimum is not None and spec.maximum is not None:
-        fits = spec.minimum <= cast(float, value) <= spec.maximum
-    return "" if fits else f"{spec.name}: {expected}, got {value!r}"
 
 
 def change(
@@ -312,5 +227,18 @@ def parameters_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def parameters_markdown() -> str:
+    """The README's table of parameters."""
+    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
+    for spec in PARAMETERS:
+        notes = [spec.description]
+        if spec.constraints:
+            notes.append(f"{spec.constraints}.")
+        if spec.run_time:
+            notes.append("*Changes at run time.*")
+        lines.append(f"| `{spec.name}` | `{json.dumps(spec.default)}` | {' '.join(notes)} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    sys.stdout.write(parameters_yaml())
+    sys.stdout.write(parameters_markdown() if "--markdown" in sys.argv else parameters_yaml())

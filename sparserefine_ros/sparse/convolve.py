@@ -20,7 +20,7 @@ _CHUNK_ELEMENTS: Final = 1 << 20
 
 
 def convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
-    """Sparse convolution with gradients for features and kernel.
+    """Sparse convolution with gradients for features and kernel; bfloat16 under CPU autocast.
 
     Args:
         features: float32 [N, I], one row for each input site of `links`.
@@ -28,8 +28,11 @@ def convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
         links: stride-1, strided or (reversed) transposed links.
 
     Returns:
-        float32 [outputs, O]; rows without any link are zero.
+        [outputs, O]; rows without any link are zero.
     """
+    if torch.is_autocast_enabled("cpu"):
+        reduced = torch.get_autocast_dtype("cpu")
+        features, kernel = features.to(reduced), kernel.to(reduced)
     return _Convolution.apply(features, kernel, links)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -124,11 +127,13 @@ class _Convolution(torch.autograd.Function):
 
 
 def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tensor) -> Tensor:
-    result = torch.zeros_like(kernel)
+    # Sums over chunks run in the precision of the parameter, not in that of the products.
+    exact = torch.promote_types(kernel.dtype, torch.float32)
+    result = torch.zeros_like(kernel, dtype=exact)
     padded = with_none_row(features)
     for gather in links.forward:
-        total = kernel.new_zeros(len(gather.taps) * kernel.shape[1], kernel.shape[2])
+        total = torch.zeros(len(gather.taps) * kernel.shape[1], kernel.shape[2], dtype=exact)
         for rows, block in gathered_chunks(padded, gather):
-            total.addmm_(block.t(), grad[rows])
+            total += block.t() @ grad[rows]
         result[list(gather.taps)] += total.view(len(gather.taps), *kernel.shape[1:])
-    return result
+    return result.to(kernel.dtype)

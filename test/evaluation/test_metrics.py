@@ -89,14 +89,6 @@ def test_nothing_labelled() -> None:
     assert math.isnan(matrix.pixel_accuracy())
 
 
-def test_predictions_out_of_range_are_not_booked_under_another_pair() -> None:
-    matrix = ConfusionMatrix(CLASSES)
-    truth, predicted = np.zeros((1, 2), np.uint8), np.array([[0, CLASSES + 1]], np.uint8)
-    with pytest.raises(Exception, match="."):
-        matrix.update(truth, predicted)
-    assert matrix.counts.sum() == 0
-
-
 class TestSelectionScore:
     def test_equals_the_naive_count(self) -> None:
         score = SelectionScore()

@@ -264,3 +264,24 @@ def test_large_arrays_take_the_fast_path() -> None:
         times_s.append(time.perf_counter() - start_s)
     # 1 ms against 200 ms and more when every byte is checked.
     assert min(times_s) < 0.05
+
+
+def test_damaged_compressed_pictures_are_converted_or_refused_with_a_reason() -> None:
+    random = np.random.default_rng(11)
+    noise = random.integers(0, 256, (20, 30, 3), np.uint8)
+    intact = [bytes(compress(noise, suffix, "").data) for suffix in (".jpg", ".png")]
+    outcomes: dict[str, int] = {}
+    for trial in range(400):
+        data = bytearray(intact[trial % 2])
+        for at in random.integers(0, 60 if trial % 4 < 2 else len(data), 1 + trial % 3):
+            data[at] = random.integers(256)
+        try:
+            rgb = compressed_to_rgb(as_compressed(bytes(data), ""), max_pixels=MAX_PIXELS)
+        except ImageError as err:
+            outcomes[err.reason] = outcomes.get(err.reason, 0) + 1
+        else:
+            assert rgb.shape[2] == 3
+            outcomes["good"] = outcomes.get("good", 0) + 1
+    assert sum(outcomes.values()) == 400
+    assert set(outcomes) <= {"good", "decode", "too_large", "empty"}
+    assert min(outcomes["good"], outcomes["decode"]) > 20

@@ -23,6 +23,7 @@ from sparserefine_ros.ros.parameters import (
     change,
     declare,
     find_mistakes,
+    parameters_markdown,
     parameters_yaml,
     read,
 )
@@ -183,3 +184,8 @@ def test_a_rejected_change_names_every_mistake() -> None:
     assert "bundle: is read when" in str(caught.value)
     assert "at most log(11)" in str(caught.value)
     assert "stale_after_s" not in str(caught.value)
+
+
+def test_readme_shows_the_parameters_as_they_are() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert parameters_markdown() in readme

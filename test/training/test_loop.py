@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.training.loop import (
+    BEST,
+    LAST,
+    LOG,
+    EpochDataset,
+    fit,
+    learning_rate,
+    save_checkpoint,
+)
+from sparserefine_ros.training.recipe import Schedule
+
+SCHEDULE = Schedule(
+    epochs=5,
+    batch_size=4,
+    learning_rate=0.05,
+    validate_every=2,
+    average_decay=0.7,
+    warmup_epochs=1.0,
+    workers=0,
+)
+ITEMS = 10
+Weights = dict[str, Tensor]
+
+
+class ToyCrops(EpochDataset):
+    """Points whose features depend on epoch and index only, labelled by the larger of two."""
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.epoch * 1000 + index)
+        return torch.randn(4, generator=generator)
+
+
+class ToyTask:
+    """A two-layer network; `loss_hook(step)` may interfere, `scores` replaces the accuracy."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        loss_hook: Callable[[int], float] = lambda step: 1.0,
+        scores: Sequence[float] = (),
+    ) -> None:
+        torch.manual_seed(seed)
+        self.module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+        self.crops = ToyCrops()
+        self.seen: list[list[list[float]]] = []
+        self.scored: list[Weights] = []
+        self._hook = loss_hook
+        self._scores = iter(scores)
+
+    def collate(self, items: list[Tensor]) -> Tensor:
+        return torch.stack(items)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        self.seen.append(batch.tolist())
+        factor = self._hook(len(self.seen))
+        labels = (batch[:, 0] > batch[:, 1]).long()
+        return F.cross_entropy(self.module(batch), labels) * factor
+
+    def score(self, module: nn.Module) -> float:
+        module.eval()
+        self.scored.append(copy_of(module.state_dict()))
+        points = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            hits = module(points).argmax(1) == (points[:, 0] > points[:, 1]).long()
+        return next(self._scores, hits.float().mean().item())
+
+
+def copy_of(weights: Weights) -> Weights:
+    return {key: value.clone() for key, value in weights.items()}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Deep, bitwise equality of nested states."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def rows(folder: Path) -> list[list[str]]:
+    with (folder / LOG).open(newline="") as stream:
+        return list(csv.reader(stream))
+
+
+def stop_at(step: int) -> Callable[[int], float]:
+    def hook(now: int) -> float:
+        if now == step:
+            raise KeyboardInterrupt
+        return 1.0
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, Weights]:
+    """Folder, best score and final weights of a whole run."""
+    folder, task = tmp_path_factory.mktemp("runs") / "whole", ToyTask()
+    score = fit(task, SCHEDULE, folder, seed=3, resume=False)
+    return folder, score, copy_of(task.module.state_dict())
+
+
+class TestResume:
+    # Three steps per epoch: mid-epoch, first step and last step of an epoch, several epochs.
+    @pytest.mark.parametrize("step", [2, 4, 6, 8, 13, 15])
+    def test_equals_an_uninterrupted_run(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path, step: int
+    ) -> None:
+        whole, score, weights = uninterrupted
+        folder = tmp_path / "run"
+        with pytest.raises(KeyboardInterrupt):
+            fit(ToyTask(loss_hook=stop_at(step)), SCHEDULE, folder, seed=3, resume=False)
+        # Before the first checkpoint a fresh start needs the same first weights.
+        task = ToyTask(seed=1 if step <= 3 else 99)
+        assert fit(task, SCHEDULE, folder, seed=3, resume=True) == score
+        assert len(task.seen) < 15 or step <= 3
+        assert same(copy_of(task.module.state_dict()), weights)
+        for name in (LAST, BEST):
+            assert same(load(folder / name), load(whole / name))
+        assert rows(folder) == rows(whole)
+
+    def test_resuming_a_finished_run_trains_no_further(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        _, score, weights = uninterrupted
+        folder = tmp_path / "run"
+        fit(ToyTask(), SCHEDULE, folder, seed=3, resume=False)
+        task = ToyTask(seed=99)
+        assert fit(task, SCHEDULE, folder, seed=3, resume=True) == score
+        assert task.seen == []
+        assert same(copy_of(task.module.state_dict()), weights)
+
+    def test_an_existing_run_is_not_overwritten(self, tmp_path: Path) -> None:
+        schedule = SCHEDULE.model_copy(update={"epochs": 1})
+        fit(ToyTask(), schedule, tmp_path, seed=3, resume=False)
+        before = (tmp_path / LAST).read_bytes()
+        task = ToyTask()
+        with pytest.raises(ConfigurationError, match="already holds a run; pass --resume"):
+            fit(task, schedule, tmp_path, seed=3, resume=False)
+        assert task.seen == []
+        assert (tmp_path / LAST).read_bytes() == before
+
+    def test_resume_without_a_run_starts_one(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        task = ToyTask()
+        assert fit(task, SCHEDULE, tmp_path / "new", seed=3, resume=True) == uninterrupted[1]
+        assert same(copy_of(task.module.state_dict()), uninterrupted[2])
+
+    def test_a_checkpoint_is_written_whole_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save_checkpoint(tmp_path / LAST, {"epochs_done": 1})
+
+        def full_disk(state: object, path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            save_checkpoint(tmp_path / LAST, {"epochs_done": 2})
+        assert load(tmp_path / LAST) == {"epochs_done": 1}
+
+
+class TestBadLoss:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_stops_and_keeps_the_last_checkpoint(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path, value: float
+    ) -> None:
+        # Eighth step: the second of the third epoch.
+        task = ToyTask(loss_hook=lambda step: value if step == 8 else 1.0)
+        message = rf"expected a finite loss, got {value} in epoch 3; lower learning_rate"
+        with pytest.raises(SparseRefineError, match=message):
+            fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
+        state = load(tmp_path / LAST)
+        assert state["epochs_done"] == 2
+        assert all(value.isfinite().all() for value in state["module"].values())
+        assert len(rows(tmp_path)) == 3
+        resumed = ToyTask(seed=99)
+        assert fit(resumed, SCHEDULE, tmp_path, seed=3, resume=True) == uninterrupted[1]
+        assert same(copy_of(resumed.module.state_dict()), uninterrupted[2])
+
+    def test_a_score_that_is_never_a_number(self, tmp_path: Path) -> None:
+        # What validation data without a single labelled pixel gives.
+        task = ToyTask(scores=[math.nan] * 5)
+        with pytest.raises(SparseRefineError, match="validation"):
+            fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
+
+
+class TestBest:
+    def test_the_best_validated_weights_are_kept(self, tmp_path: Path) -> None:
+        # Validated after epochs 2, 4 and 5.
+        task = ToyTask(scores=[0.2, 0.9, 0.4])
+        assert fit(task, SCHEDULE, tmp_path, seed=3, resume=False) == 0.9
+        assert len(task.scored) == 3
+        assert same(copy_of(task.module.state_dict()), task.scored[1])
+        assert not same(task.scored[1], task.scored[2])
+        assert same(load(tmp_path / BEST)["module"], task.scored[1])
+
+    def test_log(self, tmp_path: Path) -> None:
+        task = ToyTask(scores=[0.25, 0.5, 0.125])
+        fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
+        head, *lines = rows(tmp_path)
+        assert head == ["epoch", "loss", "miou"]
+        assert [line[0] for line in lines] == ["1", "2", "3", "4", "5"]
+        assert [line[2] for line in lines] == ["", "0.25000", "", "0.50000", "0.12500"]
+        losses = [float(line[1]) for line in lines]
+        assert losses[-1] < losses[0]
+
+
+class TestEpoch:
+    def test_every_item_once_in_an_order_of_its_own(self, tmp_path: Path) -> None:
+        task = ToyTask()
+        fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
+        assert [len(batch) for batch in task.seen] == [4, 4, 2] * 5
+        orders = []
+        for epoch in range(5):
+            seen = list(itertools.chain(*task.seen[3 * epoch : 3 * epoch + 3]))
+            task.crops.set_epoch(epoch)
+            items = [task.crops[i].tolist() for i in range(ITEMS)]
+            orders.append([items.index(item) for item in seen])
+            assert sorted(orders[-1]) == list(range(ITEMS))
+        assert len({tuple(order) for order in orders}) == 5
+
+    def test_worker_processes_change_nothing(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        task = ToyTask()
+        schedule = SCHEDULE.model_copy(update={"workers": 1})
+        assert fit(task, schedule, tmp_path, seed=3, resume=False) == uninterrupted[1]
+        assert same(copy_of(task.module.state_dict()), uninterrupted[2])
+
+
+class TestAverage:
+    @pytest.mark.parametrize("decay", [0.0, 0.7])
+    def test_moving_average_of_the_weights(self, tmp_path: Path, decay: float) -> None:
+        history: list[Weights] = []
+        task = ToyTask()
+
+        def remember(step: int) -> float:
+            if step > 1:
+                history.append(copy_of(task.module.state_dict()))
+            return 1.0
+
+        task._hook = remember
+        schedule = SCHEDULE.model_copy(update={"epochs": 1, "average_decay": decay})
+        fit(task, schedule, tmp_path, seed=3, resume=False)
+        history.append(load(tmp_path / LAST)["module"])
+        # The state a hook sees holds the previous step's weights; its batch norm ran since.
+        expected = history[0]["3.weight"]
+        for weights in history[1:]:
+            expected = decay * expected + (1 - decay) * weights["3.weight"]
+        torch.testing.assert_close(task.scored[-1]["3.weight"], expected)
+
+
+class TestLearningRate:
+    def test_warms_up_then_falls_to_zero(self) -> None:
+        schedule = Schedule(epochs=10, batch_size=1, learning_rate=0.2, warmup_epochs=2.0)
+        rates = [learning_rate(schedule, epoch / 10) for epoch in range(101)]
+        assert 0 < rates[0] < 0.001
+        assert rates[10] == pytest.approx(0.1, rel=0.01)
+        assert rates[20] == pytest.approx(0.2)
+        assert rates[60] == pytest.approx(0.1)
+        assert rates[100] == pytest.approx(0.0, abs=1e-12)
+        assert rates[:21] == sorted(rates[:21])
+        assert rates[20:] == sorted(rates[20:], reverse=True)
+
+    @pytest.mark.parametrize("warmup", [0.0, 3.0])
+    def test_without_room_for_one_part(self, warmup: float) -> None:
+        schedule = Schedule(epochs=3, batch_size=1, learning_rate=0.2, warmup_epochs=warmup)
+        rates = [learning_rate(schedule, epoch / 4) for epoch in range(13)]
+        assert all(0 <= rate <= 0.2 for rate in rates)
+        assert max(rates) > 0.1

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refiner training behind a third party's ONNX model, from hand-written bundle to bundle."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import write_pointwise_onnx
+from numpy.typing import NDArray
+from oracle import DenseUNet, grid_to_rows
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparserefine_ros.bundle import Bundle, seal_bundle
+from sparserefine_ros.data.datasets import CLASS_NAMES, Sample, iterate, open_dataset
+from sparserefine_ros.data.street import StreetScene
+from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
+from sparserefine_ros.pipeline import Pipeline, PipelineOptions
+from sparserefine_ros.records import ALL_MAPS
+from sparserefine_ros.training import refiner as module_under_test
+from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, RefinerRecipe, Schedule
+from sparserefine_ros.training.refiner import RefinerTask, train_refiner
+
+CLASSES = len(CLASS_NAMES)
+THRESHOLD = 1.2
+WEIGHT = np.random.default_rng(5).normal(0, 1.5, (CLASSES, 3)).astype(np.float32)
+BIAS = np.random.default_rng(6).normal(0, 0.5, CLASSES).astype(np.float32)
+MEAN = np.array([123.675, 116.28, 103.53])
+STD = np.array([58.395, 57.12, 57.375])
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four street scenes in CamVid's layout, as text form of a data set."""
+    root = tmp_path_factory.mktemp("camvid")
+    for split, seeds in (("train", (1, 2)), ("val", (3, 4))):
+        for folder in ("images", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for seed in seeds:
+            frame = StreetScene(seed).render(0.0, height=48, width=64)
+            cv2.imwrite(str(root / split / "images" / f"{seed}.jpg"), frame.image[:, :, ::-1])
+            cv2.imwrite(str(root / split / "labels" / f"{seed}.png"), frame.labels)
+    return f"camvid:{root}"
+
+
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A foreign ONNX model made a bundle by a hand-written description alone."""
+    folder = tmp_path_factory.mktemp("third-party")
+    write_pointwise_onnx(folder / "foreign.onnx", WEIGHT, BIAS)
+    fields = {
+        "name": "foreign",
+        "licence": "theirs",
+        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(CLASS_NAMES)],
+        "dense": {"file": {"path": "foreign.onnx"}, "input": {"scale": 0.5}},
+    }
+    (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return seal_bundle(folder)
+
+
+def make_recipe(data: str, **changes: Any) -> RefinerRecipe:
+    fields: dict[str, Any] = {
+        "name": "refined",
+        "train": (DataSource(data=data, repeat=4),),
+        "validate_on": data,
+        "threshold_nats": THRESHOLD,
+        "widths": (8, 12),
+        "blocks": 1,
+        "schedule": make_schedule(),
+        "augmentation": AugmentationRecipe(crop=(36, 50), scale=(0.8, 1.25)),
+    }
+    return RefinerRecipe(**{**fields, **changes})
+
+
+def make_schedule(**changes: Any) -> Schedule:
+    fields = {"epochs": 6, "batch_size": 2, "learning_rate": 0.01, "validate_every": 6}
+    return Schedule(**{"workers": 0, "weight_decay": 0.0, **fields, **changes})
+
+
+def dense_logits_at_full_size(image: NDArray[np.uint8]) -> Tensor:
+    """float64 [C, H, W], from the foreign model's formula."""
+    full = image.shape[:2]
+    low = [max(1, round(side * 0.5)) for side in full]
+    small = cv2.resize(image, (low[1], low[0]), interpolation=cv2.INTER_AREA)
+    logits = np.einsum("ci,hwi->chw", WEIGHT.astype(np.float64), (small - MEAN) / STD)
+    logits += BIAS[:, None, None]
+    rows = [y * low[0] // full[0] for y in range(full[0])]
+    columns = [x * low[1] // full[1] for x in range(full[1])]
+    return torch.from_numpy(logits[:, rows][:, :, columns])
+
+
+def naive_loss(task: RefinerTask, items: list[Sample], weights: Tensor) -> float:
+    """Cross entropy of refined plus that of fused logits at the selected pixels, in float64."""
+    dense = torch.stack([dense_logits_at_full_size(item.image) for item in items])
+    p = dense.softmax(1)
+    entropy = -(p * p.clamp_min(1e-5).log()).sum(1, keepdim=True)
+    assert (entropy - THRESHOLD).abs().min() > 1e-6
+    mask = entropy > THRESHOLD
+    assert 0.05 < mask.double().mean() < 0.95
+    rgb = torch.stack(
+        [torch.from_numpy((item.image - MEAN) / STD).permute(2, 0, 1) for item in items]
+    )
+    state = {key: value.detach().double() for key, value in task.module.unet.state_dict().items()}
+    refined = DenseUNet(state, "image", training=True)(torch.cat([rgb, dense], 1), mask)
+    truth = torch.from_numpy(np.stack([item.labels for item in items])).long()[mask[:, 0]]
+    dense_rows, refined_rows = grid_to_rows(dense, mask), grid_to_rows(refined, mask)
+    with torch.no_grad():
+        fused_rows = task.module.ensembler.double()(dense_rows, refined_rows)
+    task.module.ensembler.float()
+    total = 0.0
+    for logits in (refined_rows, fused_rows):
+        total += F.cross_entropy(logits, truth, weights.double(), ignore_index=255).item()
+    return total
+
+
+class TestLoss:
+    @pytest.mark.parametrize("balance", [0.0, 0.5])
+    @pytest.mark.parametrize("ensembler", ["gated", "entropy", "direct"])
+    def test_equals_the_definition(
+        self, camvid: str, third_party: Bundle, ensembler: str, balance: float
+    ) -> None:
+        recipe = make_recipe(
+            camvid, ensembler=ensembler, class_balance=balance, inputs=("rgb", "logits")
+        )
+        task = RefinerTask(recipe, third_party)
+        task.module.train()
+        items = [task.crops[i] for i in range(3)]
+        items[1].labels[:20] = 255
+        weights = task.crops.class_weights(CLASSES, balance)
+        expected = naive_loss(task, items, weights)
+        assert task.loss(task.collate(items)).item() == pytest.approx(expected, rel=1e-4)
+
+    def test_gradients_reach_every_weight(self, camvid: str, third_party: Bundle) -> None:
+        task = RefinerTask(make_recipe(camvid), third_party)
+        task.module.train()
+        task.loss([task.crops[0], task.crops[1]]).backward()
+        idle = [
+            key
+            for key, parameter in task.module.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().max() > 0
+        ]
+        assert idle == []
+
+    def test_nothing_selected(self, camvid: str, third_party: Bundle) -> None:
+        recipe = make_recipe(camvid, threshold_nats=math.log(CLASSES) - 1e-6)
+        task = RefinerTask(recipe, third_party)
+        task.module.train()
+        loss = task.loss([task.crops[0], task.crops[1]])
+        assert loss.item() == 0.0
+        loss.backward()
+        assert 0.0 <= task.score(task.module) <= 1.0
+
+    def test_the_pixel_budget_of_a_crop(
+        self, camvid: str, third_party: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sites: list[Tensor] = []
+        plain = module_under_test.build_plan
+
+        def spy(pixels: Tensor, *args: Any, **options: Any) -> Any:
+            sites.append(pixels)
+            return plain(pixels, *args, **options)
+
+        monkeypatch.setattr(module_under_test, "build_plan", spy)
+        task = RefinerTask(make_recipe(camvid, max_train_share=0.1), third_party)
+        task.loss([task.crops[0], task.crops[1]])
+        crop = 36 * 50
+        for i in range(2):
+            count = int(((sites[0] >= i * crop) & (sites[0] < (i + 1) * crop)).sum())
+            assert 0.05 * crop < count <= 0.1 * crop
+
+    def test_bfloat16_is_close(self, camvid: str, third_party: Bundle) -> None:
+        task = RefinerTask(make_recipe(camvid), third_party)
+        items = [task.crops[0], task.crops[1]]
+        plain = task.loss(items)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = task.loss(items)
+        mixed.backward()
+        # Eight bits of mantissa through some ten layers.
+        assert mixed.item() == pytest.approx(plain.item(), rel=0.05)
+
+
+def naive_miou(bundle: Bundle, data: str) -> float:
+    """Mean IoU over the classes present, through the pipeline."""
+    pipeline = Pipeline(bundle, PipelineOptions(threads=1))
+    truths, labels = [], []
+    for sample in iterate(open_dataset(data, "val")):
+        prediction = pipeline(sample.image, ALL_MAPS)
+        assert prediction.labels is not None
+        truths.append(sample.labels[sample.labels != 255])
+        labels.append(prediction.labels[sample.labels != 255])
+    t, p = np.concatenate(truths), np.concatenate(labels)
+    ious = [((t == c) & (p == c)).sum() / ((t == c) | (p == c)).sum() for c in np.unique(t)]
+    return float(np.mean(ious))
+
+
+class TestTrainRefiner:
+    def test_from_a_third_party_s_model_to_a_better_bundle(
+        self, camvid: str, third_party: Bundle, tmp_path: Path
+    ) -> None:
+        recipe = make_recipe(camvid)
+        bundle = train_refiner(recipe, third_party, tmp_path / "run", resume=False)
+        assert bundle == Bundle.open(tmp_path / "run" / "bundle")
+        with (tmp_path / "run" / "log.csv").open(newline="") as stream:
+            losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+        assert len(losses) == 6
+        assert losses[-1] < 0.8 * losses[0]
+
+        assert (bundle.name, bundle.spec.licence) == ("refined", "theirs")
+        assert bundle.spec.selector is not None
+        assert bundle.spec.selector.threshold_nats == THRESHOLD
+        assert bundle.spec.dense == third_party.spec.dense
+        assert (bundle.folder / "foreign.onnx").read_bytes() == (
+            third_party.folder / "foreign.onnx"
+        ).read_bytes()
+        refined = naive_miou(bundle, camvid)
+        assert refined > naive_miou(third_party, camvid)
+        # Validation runs the same stages on the same weights.
+        assert bundle.spec.training["refined_val_miou"] == pytest.approx(refined, abs=2e-3)
+
+    def test_from_procedural_scenes_without_logits(
+        self, third_party: Bundle, tmp_path: Path
+    ) -> None:
+        recipe = make_recipe(
+            "street:5:2:64x48",
+            schedule=make_schedule(epochs=2, average_decay=0.5),
+            ensembler="entropy",
+            inputs=("logits",),
+            bounds="data",
+        )
+        bundle = train_refiner(recipe, third_party, tmp_path / "run", resume=False)
+        image = StreetScene(9).render(1.0, height=50, width=70).image
+        prediction = Pipeline(bundle, PipelineOptions(threads=1))(image, ALL_MAPS)
+        assert prediction.labels is not None
+        assert prediction.entropy is not None
+        assert prediction.labels.max() < CLASSES
+        assert prediction.refined_pixels > 0
+        assert np.isfinite(prediction.entropy).all()
+
+    def test_other_classes(self, camvid: str, tiny_bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"bundle's classes \['road', 'car', 'sky'\]"):
+            train_refiner(
+                make_recipe(camvid), Bundle.open(tiny_bundle), tmp_path / "run", resume=False
+            )
+        assert not (tmp_path / "run").exists()
+
+    def test_an_impossible_threshold_is_found_before_training(
+        self, camvid: str, third_party: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def must_not_train(*args: object, **options: object) -> float:
+            pytest.fail("training started")
+
+        monkeypatch.setattr(module_under_test, "fit", must_not_train)
+        recipe = make_recipe(camvid, threshold_nats=3.0)
+        with pytest.raises((ConfigurationError, BundleError), match=r"log\(classes\)"):
+            train_refiner(recipe, third_party, tmp_path / "run", resume=False)
+
+    def test_missing_data(self, third_party: Bundle, tmp_path: Path) -> None:
+        recipe = make_recipe(f"camvid:{tmp_path / 'nowhere'}")
+        with pytest.raises(SparseRefineError, match="expected CamVid pictures"):
+            train_refiner(recipe, third_party, tmp_path / "run", resume=False)
