@@ -28,6 +28,9 @@ from sparserefine_ros.bundle import (
 from sparserefine_ros.refiner import Refiner, save_refiner
 from sparserefine_ros.zoo.export import export_onnx
 
+# Tiny tensors gain nothing from threads, whose barriers take long on a busy machine.
+torch.set_num_threads(1)
+
 NO_DIGEST = "0" * 64
 CLASSES = (
     ClassSpec(name="road", colour=(128, 64, 128)),

@@ -67,7 +67,11 @@ PARAMETERS: Final = (
         maximum=16384,
     ),
     ParameterSpec(
-        "wait_for_subscriber", True, "Whether the first frame waits until somebody subscribes."
+        "wait_for_subscribers",
+        1,
+        "The first frame waits for so many subscribers; 0: for nobody.",
+        minimum=0,
+        maximum=1000,
     ),
 )
 
@@ -91,7 +95,7 @@ class CameraParameters:
     frame_id: str
     width: int
     height: int
-    wait_for_subscriber: bool
+    wait_for_subscribers: int
 
 
 class CameraNode(Node):
@@ -129,8 +133,8 @@ class CameraNode(Node):
         """
         settings = self._settings
         rate_hz = settings.rate_hz or self._source.fps
-        if settings.wait_for_subscriber:
-            self._wait_for_subscriber(stop)
+        if settings.wait_for_subscribers > 0:
+            self._wait_for_subscribers(settings.wait_for_subscribers, stop)
         self.get_logger().info(f"playing {settings.source} at {rate_hz:g} Hz")
         pace = _Pace(1.0 / rate_hz)
         published, slow = 0, False
@@ -159,10 +163,10 @@ class CameraNode(Node):
         while self._settings.loop:
             yield from self._source
 
-    def _wait_for_subscriber(self, stop: threading.Event) -> None:
+    def _wait_for_subscribers(self, count: int, stop: threading.Event) -> None:
         topic = self.resolve_topic_name(IMAGE_TOPIC)
-        self.get_logger().info(f"waiting for a subscriber on {topic}")
-        while not stop.is_set() and self._publisher.get_subscription_count() == 0:
+        self.get_logger().info(f"waiting for {count} subscribers on {topic}")
+        while not stop.is_set() and self._publisher.get_subscription_count() < count:
             self._spinner.spin_once(timeout_sec=_LONGEST_SPIN_S)
         self._spin_until(time.monotonic() + _SETTLE_S, stop)
 

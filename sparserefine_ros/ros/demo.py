@@ -88,6 +88,8 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
         "rate_hz": rate_hz,
         "count": count,
         "loop": False,
+        # The segmentation node and the viewer: neither may miss the first frame.
+        "wait_for_subscribers": 2,
     }
     with start_node(
         "sparserefine_ros.ros.node",

@@ -95,6 +95,17 @@ def test_picture_and_labels_stay_together_when_scaled(factor: float) -> None:
         assert np.array_equal(decoded(result.image)[flat], result.labels[flat])
 
 
+def test_scaling_never_blends_labels() -> None:
+    augment = Augmentation(crop=(40, 40), max_class_share=1.0)
+    coarse = np.random.default_rng(1).integers(0, 2, (19, 23)).astype(np.uint8) * 10
+    labels = coarse.repeat(5, 0).repeat(5, 1)
+    sample = Sample("two classes", np.zeros((*labels.shape, 3), np.uint8), labels)
+    for seed in range(10):
+        found = augment(sample, np.random.default_rng(seed)).labels
+        # A blend of classes 0 and 10 would lie between them.
+        assert {0, 10} <= set(np.unique(found)) <= {0, 10, 255}
+
+
 def test_scale_is_as_often_below_as_above_one() -> None:
     # The share of one-pixel stripes that survive tells the factor.
     augment = Augmentation(crop=(16, 16), max_class_share=1.0, **GEOMETRY_ONLY)  # type: ignore[arg-type]

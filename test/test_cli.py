@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands end with 0 or with one line that says what to do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.cli import main
+
+
+def test_a_hand_written_bundle_is_sealed_then_verified(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(tiny_bundle / "dense.onnx", tmp_path / "model.onnx")
+    (tmp_path / "bundle.yaml").write_text(
+        "format: 1\nname: mine\nlicence: mine\n"
+        "classes:\n"
+        "  - {name: a, colour: [1, 2, 3]}\n"
+        "  - {name: b, colour: [4, 5, 6]}\n"
+        "  - {name: c, colour: [7, 8, 9]}\n"
+        "dense:\n"
+        "  file: {path: model.onnx}\n"
+        "  input: {scale: 0.5}\n"
+        "  output: {stride: 2}\n"
+    )
+    assert main(["bundle", "verify", str(tmp_path)]) == 1
+    assert "sparserefine bundle seal" in capsys.readouterr().err
+    assert main(["bundle", "seal", str(tmp_path)]) == 0
+    assert main(["bundle", "verify", str(tmp_path)]) == 0
+    digest = Bundle.open(tmp_path).digest
+    printed = capsys.readouterr().out
+    assert digest in printed
+    assert "dense: onnxruntime CPU" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "street", "--bundle", "no/such"], "expected a bundle folder with bundle.yaml"),
+        (["evaluate", "--data", "lake:7"], "expected camvid:ROOT or street"),
+        (["train", "refiner", "x.yaml", "--out", "y"], "needs --bundle"),
+        (["train", "dense", "no.yaml", "--out", "y"], "expected a readable file no.yaml"),
+        (["bench", "pipeline", "--size", "large"], "expected a size such as 2048x1024"),
+    ],
+    ids=["bundle", "data", "refiner", "recipe", "size"],
+)
+def test_mistakes_are_one_line_and_exit_code_1(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert "Traceback" not in error
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fly"])
+    assert ended.value.code == 2

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures in, results on disk, without ROS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import smooth_picture
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import ConfigurationError, ImageError
+from sparserefine_ros.pipeline import Pipeline, PipelineOptions
+from sparserefine_ros.run import run_source
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of two PNG pictures of different sizes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, size in enumerate(((60, 81), (47, 64))):
+        bgr = cv2.cvtColor(smooth_picture(*size, seed=index), cv2.COLOR_RGB2BGR)
+        assert cv2.imwrite(str(folder / f"view_{index}.png"), bgr)
+    return folder
+
+
+def test_labels_on_disk_are_the_pipelines(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    run_source(bundle, PipelineOptions(), str(pictures), tmp_path / "out")
+    pipeline = Pipeline(bundle)
+    for index, size in enumerate(((60, 81), (47, 64))):
+        written = cv2.imread(str(tmp_path / "out" / f"view_{index}_labels.png"), -1)
+        np.testing.assert_array_equal(written, pipeline(smooth_picture(*size, seed=index)).labels)
+
+
+def test_pictures_sheet_and_video_are_whole(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_source(Bundle.open(tiny_bundle), PipelineOptions(), str(pictures), out)
+    for kind in ("overlay", "entropy", "refined"):
+        assert cv2.imread(str(out / f"view_0_{kind}.jpg")).shape == (60, 81, 3)
+    assert cv2.imread(str(out / "contact_sheet.jpg")).shape[1] > 4 * 81
+    assert cv2.imread(str(out / "legend.png")) is not None
+    video = cv2.VideoCapture(str(out / "overlay.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
+def test_limit(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    bundle, out = Bundle.open(tiny_bundle), tmp_path / "out"
+    run_source(bundle, PipelineOptions(), str(pictures), out, limit=1)
+    assert [path.name for path in out.glob("*_labels.png")] == ["view_0_labels.png"]
+    with pytest.raises(ConfigurationError, match="limit of 0"):
+        run_source(bundle, PipelineOptions(), str(pictures), out, limit=-1)
+
+
+def test_missing_source(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="nowhere"):
+        run_source(Bundle.open(tiny_bundle), PipelineOptions(), "nowhere/at_all", tmp_path)
