@@ -6,7 +6,6 @@ from __future__ import annotations
 import array
 import contextlib
 import itertools
-import signal
 import sys
 import threading
 import time
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -30,6 +28,7 @@ from sparserefine_ros.image import resize_image
 from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
+from sparserefine_ros.ros.stopping import init_until_signal
 from sparserefine_ros.sources import ACCEPTED, Frame, open_source
 
 NODE_NAME: Final = "camera"
@@ -237,16 +236,7 @@ def main(args: list[str] | None = None) -> int:
         0, or 1 when the source or a parameter is unusable.
     """
     middleware = configure_middleware()
-    stop = threading.Event()
-
-    def request_stop(number: int, _frame: object) -> None:
-        # A second signal ends a source that hangs.
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
+    stop = init_until_signal(args)
     logger = rclpy.logging.get_logger(NODE_NAME)
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(rclpy.try_shutdown)

@@ -9,8 +9,6 @@ subscribes, deactivate and cleanup undo exactly that.
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,7 +23,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -43,6 +40,7 @@ from sparserefine_ros.ros.loading import ModelLoader, load_model
 from sparserefine_ros.ros.losses import LossCounter
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.session import Frame, Session
+from sparserefine_ros.ros.stopping import init_until_signal
 from sparserefine_ros.ros.worker import INTERNAL, STOPPED, FrameCounts, LatestWorker
 
 if TYPE_CHECKING:
@@ -281,16 +279,7 @@ class SegmentNode(LifecycleNode):
 def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM; a second signal ends it at once."""
     middleware = configure_middleware()
-    stop = threading.Event()
-
-    def request_stop(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    # Handlers of our own keep the context alive until the worker has published its last frame.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
+    stop = init_until_signal(args)
     node = SegmentNode()
     node.get_logger().info(middleware)
     executor = SingleThreadedExecutor()

@@ -72,47 +72,51 @@ class Schedule(Record):
     bfloat16: bool = False
 
 
-class DenseRecipe(Record):
-    """Trains a light dense network and leaves a bundle without a refiner.
+class TrainingRecipe(Record):
+    """What every training needs.
 
     Attributes:
         name: name of the bundle.
         seed: fixes initial weights and augmentation.
         train: sources of an epoch.
         validate_on: data set (its val split) that selects the best weights.
-        scale: low resolution / full resolution.
-        stem, widths, blocks, ladder: size of the network, see `sparserefine_ros.zoo.ladder`.
         class_balance: classes weigh frequency ** -class_balance in the loss; 0 for none.
         schedule: optimisation.
         augmentation: random transforms.
-        classes: names and colours in label order.
-        licence: licence note of the bundle.
     """
 
     name: str
     seed: int = 0
     train: tuple[DataSource, ...] = Field(min_length=1)
     validate_on: str
+    class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    schedule: Schedule
+    augmentation: AugmentationRecipe
+
+
+class DenseRecipe(TrainingRecipe):
+    """Trains a light dense network and leaves a bundle without a refiner.
+
+    Attributes:
+        scale: low resolution / full resolution.
+        stem, widths, blocks, ladder: size of the network, see `sparserefine_ros.zoo.ladder`.
+        classes: names and colours in label order.
+        licence: licence note of the bundle.
+    """
+
     scale: Share = 0.5
     stem: PositiveInt = 24
     widths: tuple[PositiveInt, ...] = (32, 64, 128, 192)
     blocks: PositiveInt = 2
     ladder: PositiveInt = 48
-    class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    schedule: Schedule
-    augmentation: AugmentationRecipe
     classes: tuple[ClassSpec, ...] = Field(min_length=2)
     licence: str
 
 
-class RefinerRecipe(Record):
+class RefinerRecipe(TrainingRecipe):
     """Trains a refiner for the dense model of a bundle and leaves a bundle with both.
 
     Attributes:
-        name: name of the bundle.
-        seed: fixes initial weights and augmentation.
-        train: sources of an epoch.
-        validate_on: data set (its val split) that selects the best weights.
         threshold_nats: entropy above which a pixel is refined.
         max_pixels: pixel budget written into the bundle, 0 for none.
         max_train_share: pixel budget of a training crop, as a share of its pixels.
@@ -121,15 +125,8 @@ class RefinerRecipe(Record):
         inputs: features per pixel.
         bounds: rule for trailing rows and columns of strided convolutions.
         ensembler: fusion with the dense logits.
-        class_balance: classes weigh frequency ** -class_balance in the loss; 0 for none.
-        schedule: optimisation.
-        augmentation: random transforms.
     """
 
-    name: str
-    seed: int = 0
-    train: tuple[DataSource, ...] = Field(min_length=1)
-    validate_on: str
     threshold_nats: Annotated[float, Field(ge=0.0)]
     max_pixels: Annotated[int, Field(ge=0)] = 0
     max_train_share: Share = 1.0
@@ -138,6 +135,3 @@ class RefinerRecipe(Record):
     inputs: tuple[InputFeature, ...] = ("rgb",)
     bounds: PlanBounds = "image"
     ensembler: EnsemblerKind = "gated"
-    class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    schedule: Schedule
-    augmentation: AugmentationRecipe
