@@ -336,10 +336,22 @@ def create_bundle(folder: Path, spec: BundleSpec, sources: Mapping[str, Path]) -
                 )
             shutil.copyfile(source, new / file.path)
         write_yaml(new / BUNDLE_FILE, sealed(spec, new), heading=f"Model bundle {spec.name}")
-        if folder.exists():
-            folder.rename(Path(scratch) / "replaced")
-        new.rename(folder)
+        Bundle.open(new)
+        _replace(folder, new, Path(scratch) / "replaced")
     return Bundle.open(folder)
+
+
+def _replace(folder: Path, new: Path, replaced: Path) -> None:
+    """Put `new` in the place of `folder`, which goes to `replaced`, or comes back on failure."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(replaced)
+    try:
+        new.rename(folder)
+    except OSError:
+        replaced.rename(folder)
+        raise
 
 
 def sealed(spec: BundleSpec, folder: Path) -> BundleSpec:

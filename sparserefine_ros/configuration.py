@@ -31,6 +31,8 @@ def read_yaml(path: Path, kind: type[R], error: type[SparseRefineError]) -> R:
         text = path.read_text(encoding="utf-8")
     except OSError as err:
         raise error(f"expected a readable file {path}: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise error(f"{path} is not UTF-8 text: {err.reason}; save it as UTF-8") from err
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as err:

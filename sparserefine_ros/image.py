@@ -105,7 +105,8 @@ class Normaliser:
         Returns:
             float32 [N, 3] in the network's channel order.
         """
-        rgb = torch.from_numpy(image).view(-1, 3).index_select(0, pixels)
+        # NumPy takes from read-only memory too, such as that of a message.
+        rgb = torch.from_numpy(image.reshape(-1, 3).take(pixels.numpy(), axis=0))
         if self._channels != (0, 1, 2):
             rgb = rgb[:, list(self._channels)]
         index = rgb.to(torch.int64).add_(self._offsets)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
+from sparserefine_ros.data.street import CLASS_NAMES, LARGEST_PX, SMALLEST_PX, StreetScene
 from sparserefine_ros.errors import DatasetError
 
 IGNORED_LABEL: Final = 255
@@ -115,15 +115,24 @@ class Street:
         seed: first scene.
         count: number of pictures, each of a scene of its own.
         size: (height, width).
+
+    Raises:
+        DatasetError: a number is out of range.
     """
 
     class_names: tuple[str, ...] = CLASS_NAMES
-    _VAL_SEED = 1_000_000
 
     def __init__(
         self, split: Split, *, seed: int = 0, count: int = 100, size: tuple[int, int] = (360, 480)
     ) -> None:
-        self._first = seed + (self._VAL_SEED if split == "val" else 0)
+        if seed < 0 or count < 1 or min(size) < SMALLEST_PX or max(size) > LARGEST_PX:
+            raise DatasetError(
+                "expected a street with a seed of 0 or more, at least one picture and sides of "
+                f"{SMALLEST_PX} .. {LARGEST_PX} pixels, got seed {seed}, count {count}, "
+                f"{size[1]}x{size[0]}"
+            )
+        # Training streets have seeds from 0 upwards, validation streets from -1 downwards.
+        self._first, self._step = (seed, 1) if split == "train" else (-1 - seed, -1)
         self._count = count
         self._size = size
 
@@ -133,8 +142,8 @@ class Street:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        seed = self._first + index
-        time_s = float(np.random.default_rng(seed).uniform(0.0, 60.0))
+        seed = self._first + self._step * index
+        time_s = float(np.random.default_rng(abs(seed)).uniform(0.0, 60.0))
         frame = StreetScene(seed).render(time_s, height=self._size[0], width=self._size[1])
         return Sample(f"street_{seed}", frame.image, frame.labels)
 

@@ -6,7 +6,9 @@ Shape legend: h, w low resolution; s output stride; C classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import cv2
 import numpy as np
@@ -20,6 +22,9 @@ from sparserefine_ros.records import DenseOutput
 
 if TYPE_CHECKING:
     import onnxruntime
+
+# How protobuf writes the entry {key: "location", value: FILE} of a tensor's external_data.
+_EXTERNAL_DATA: Final = re.compile(rb"\x0a\x08location\x12.([^\x00-\x1f]+)", re.DOTALL)
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -43,6 +48,7 @@ def open_segmenter(bundle: Bundle, *, threads: int) -> OnnxRuntimeSegmenter:
     # The refiner's threads run right after; spinning engine threads would take their cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = bundle.path(bundle.spec.dense.file)
+    _refuse_second_file(path)
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
@@ -50,6 +56,21 @@ def open_segmenter(bundle: Bundle, *, threads: int) -> OnnxRuntimeSegmenter:
     except Exception as err:  # the engine raises bare subclasses of Exception
         raise BackendError(f"ONNX Runtime refuses {path}: {err}") from err
     return OnnxRuntimeSegmenter(bundle, session, threads=threads)
+
+
+def _refuse_second_file(path: Path) -> None:
+    """Weights outside the model file would escape the bundle's SHA-256.
+
+    Raises:
+        BundleError: the model names such a file.
+    """
+    match = _EXTERNAL_DATA.search(path.read_bytes())
+    if match:
+        raise BundleError(
+            f"{path}: expected an ONNX model in one file, its weights lie in "
+            f"{match[1].decode(errors='replace')!r}; save it whole: "
+            "onnx.save(onnx.load(path), path, save_as_external_data=False)"
+        )
 
 
 class OnnxRuntimeSegmenter:
@@ -140,13 +161,18 @@ def _named(candidates: list[Any], name: str | None, role: str, bundle: Bundle) -
 
 def _check_input_shape(shape: list[Any], spec: DenseInput, bundle: Bundle) -> None:
     channels, sides = (1, slice(2, 4)) if spec.layout == "NCHW" else (3, slice(1, 3))
-    fixed = [side for side in shape[sides] if isinstance(side, int)] if len(shape) == 4 else []
-    if len(shape) != 4 or (isinstance(shape[channels], int) and shape[channels] != 3):
+    # With sides that are free, a number 3 in a side's place betrays the other layout.
+    swapped = len(shape) == 4 and shape[4 - channels] == 3 and shape[channels] != 3
+    if len(shape) != 4 or swapped or (isinstance(shape[channels], int) and shape[channels] != 3):
         raise BundleError(
             f"{bundle.name}: expected a dense model with a 4-D input of 3 channels "
             f"({spec.layout}), got {shape}; correct dense.input.layout"
         )
-    if fixed and (spec.size is None or list(spec.size) != shape[sides]):
+    wanted = spec.size or (None, None)
+    if any(
+        isinstance(side, int) and side != size
+        for side, size in zip(shape[sides], wanted, strict=True)
+    ):
         raise BundleError(
             f"{bundle.name}: the dense model takes {shape[sides]} only, but bundle.yaml asks for "
             f"{'scale ' + str(spec.scale) if spec.size is None else list(spec.size)}; "

@@ -195,7 +195,7 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
 def street_pictures(size: tuple[int, int], *, count: int = 8) -> list[NDArray[np.uint8]]:
     """Frames of procedural streets not used in training, uint8 [H, W, 3] RGB."""
     return [
-        StreetScene(2_000_000 + i).render(2.0 * i, height=size[0], width=size[1]).image
+        StreetScene(-1_000_000 - i).render(2.0 * i, height=size[0], width=size[1]).image
         for i in tqdm(range(count), desc="rendering", unit="frame")
     ]
 

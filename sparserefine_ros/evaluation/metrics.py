@@ -25,9 +25,18 @@ class ConfusionMatrix:
         Args:
             truth: uint8 [H, W], class ids, 255 ignored.
             predicted: uint8 [H, W], class ids.
+
+        Raises:
+            ValueError: a label is no class id.
         """
         classes = self.counts.shape[0]
         valid = truth != IGNORED_LABEL
+        for name, labels in (("true", truth[valid]), ("predicted", predicted[valid])):
+            if labels.size and labels.max() >= classes:
+                raise ValueError(
+                    f"expected {name} labels below {classes}, got {labels.max()}; "
+                    "are these the right classes?"
+                )
         pairs = truth[valid].astype(np.int64) * classes + predicted[valid]
         self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 

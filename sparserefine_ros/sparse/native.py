@@ -10,6 +10,7 @@ the row that missing links point to.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -164,6 +165,7 @@ class NativeUNet:
 
     def __init__(self, unet: SparseUNet) -> None:
         self._workspace = _Workspace()
+        unet = copy.deepcopy(unet)
         with torch.no_grad():
             self._stem = _Conv(unet.stem)
             self._levels = _Level(unet.levels)

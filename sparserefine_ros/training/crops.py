@@ -8,10 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparserefine_ros.data.datasets import Preloaded, Sample, open_dataset
+from sparserefine_ros.data.datasets import Preloaded, Sample, Split, open_dataset
 from sparserefine_ros.data.transforms import Augmentation
+from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.training.loop import EpochDataset
-from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource
+from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, TrainingRecipe
+
+
+def check_classes(recipe: TrainingRecipe, class_names: tuple[str, ...]) -> None:
+    """Check that every data set of a recipe is labelled with the model's classes.
+
+    Raises:
+        ConfigurationError: a data set has other classes, or another order.
+        DatasetError: a data set is incomplete.
+    """
+    splits: list[tuple[str, Split]] = [(source.data, "train") for source in recipe.train]
+    for data, split in [*splits, (recipe.validate_on, "val")]:
+        found = open_dataset(data, split).class_names
+        if found != class_names:
+            raise ConfigurationError(
+                f"{data}: expected data with the model's classes {list(class_names)}, "
+                f"got {list(found)}"
+            )
 
 
 class AugmentedCrops(EpochDataset):

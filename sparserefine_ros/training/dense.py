@@ -34,7 +34,7 @@ from sparserefine_ros.data.datasets import (
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.image import Normaliser, resize_image
 from sparserefine_ros.selection import expand_map, nearest_index
-from sparserefine_ros.training.crops import AugmentedCrops
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.recipe import DenseRecipe
 from sparserefine_ros.zoo.export import export_onnx
@@ -134,8 +134,10 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
 
     Raises:
+        ConfigurationError: the data's classes are not the recipe's.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
+    check_classes(recipe, tuple(entry.name for entry in recipe.classes))
     task = DenseTask(recipe)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
     onnx = folder / "dense.onnx"

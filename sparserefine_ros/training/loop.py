@@ -71,7 +71,7 @@ def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool
 
     Raises:
         ConfigurationError: `folder` already holds a run and `resume` is false.
-        SparseRefineError: the loss became NaN or infinite.
+        SparseRefineError: the loss became NaN or infinite, or no validation pixel is labelled.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LAST).exists() and not resume:
@@ -87,6 +87,11 @@ def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool
         score = math.nan
         if last or (epoch + 1) % schedule.validate_every == 0:
             score = task.score(run.average.module)
+            if math.isnan(score):
+                raise SparseRefineError(
+                    "expected validation data with labelled pixels, found none; "
+                    "correct validate_on or its label files"
+                )
             if score >= run.best:
                 run.best = score
                 save_checkpoint(folder / BEST, {"module": run.average.module.state_dict()})

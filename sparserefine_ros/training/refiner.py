@@ -14,11 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import Bundle, FileSpec, RefinerSpec, SelectorSpec, create_bundle
+from sparserefine_ros.bundle import (
+    Bundle,
+    BundleSpec,
+    FileSpec,
+    RefinerSpec,
+    SelectorSpec,
+    create_bundle,
+)
 from sparserefine_ros.clock import StageClock
+from sparserefine_ros.configuration import describe_mistakes
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Preloaded, Sample, iterate, open_dataset
 from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.errors import ConfigurationError
@@ -35,7 +44,7 @@ from sparserefine_ros.refiner import (
 )
 from sparserefine_ros.selection import select_by_entropy
 from sparserefine_ros.sparse.plan import build_plan
-from sparserefine_ros.training.crops import AugmentedCrops
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.uncertainty import measure_uncertainty
@@ -69,7 +78,9 @@ class RefinerTask:
         self._sample_features = FeatureSampler(spec)
         self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
         validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
-        self._validation = [self._select(sample, 0) for sample in iterate(validation)]
+        self._validation = [
+            self._select(sample, recipe.max_pixels) for sample in iterate(validation)
+        ]
 
     def _select(self, sample: Sample, max_pixels: int) -> _Selected:
         full_size = (sample.image.shape[0], sample.image.shape[1])
@@ -137,7 +148,11 @@ def _labels_at(crop: _Selected) -> Tensor:
 
 
 def bundle_with_refiner(bundle: Bundle, recipe: RefinerRecipe) -> Bundle:
-    """The dense bundle, described with the refiner that `recipe` trains; nothing is written."""
+    """The dense bundle, described with the refiner that `recipe` trains; nothing is written.
+
+    Raises:
+        ConfigurationError: the recipe does not fit the bundle.
+    """
     spec = bundle.spec.model_copy(
         update={
             "name": recipe.name,
@@ -154,6 +169,11 @@ def bundle_with_refiner(bundle: Bundle, recipe: RefinerRecipe) -> Bundle:
             ),
         }
     )
+    try:
+        # model_copy does not validate: a threshold may not fit the number of classes.
+        spec = BundleSpec.model_validate(spec.model_dump())
+    except ValidationError as err:
+        raise ConfigurationError(f"recipe {recipe.name}: {describe_mistakes(err)}") from err
     return Bundle(bundle.folder, spec, bundle.digest)
 
 
@@ -164,11 +184,7 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
         ConfigurationError: the data's classes are not the bundle's.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
-    names = open_dataset(recipe.validate_on, "val").class_names
-    if names != bundle.class_names:
-        raise ConfigurationError(
-            f"expected data with the bundle's classes {list(bundle.class_names)}, got {list(names)}"
-        )
+    check_classes(recipe, bundle.class_names)
     task = RefinerTask(recipe, bundle)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
     save_refiner(task.module, folder / WEIGHTS_FILE)

@@ -245,7 +245,7 @@ class TestTrainRefiner:
         assert np.isfinite(prediction.entropy).all()
 
     def test_other_classes(self, camvid: str, tiny_bundle: Path, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"bundle's classes \['road', 'car', 'sky'\]"):
+        with pytest.raises(ConfigurationError, match=r"model's classes \['road', 'car', 'sky'\]"):
             train_refiner(
                 make_recipe(camvid), Bundle.open(tiny_bundle), tmp_path / "run", resume=False
             )
