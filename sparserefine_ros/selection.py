@@ -99,10 +99,23 @@ def _highest_within(
     max_pixels: int,
 ) -> NDArray[np.bool_]:
     candidates = np.flatnonzero(mask)
-    # Stable, so that among equal entropies the upper left blocks win on every machine.
-    order = np.argsort(-entropy.ravel()[candidates], kind="stable")
-    candidates = candidates[order]
-    kept = candidates[np.cumsum(areas.ravel()[candidates]) <= max_pixels]
+    values = entropy.ravel()[candidates]
+    if areas.min() == areas.max():
+        kept = candidates[_highest(values, max_pixels // int(areas.flat[0]))]
+    else:
+        # Stable, so that among equal entropies the upper left blocks win on every machine.
+        candidates = candidates[np.argsort(-values, kind="stable")]
+        kept = candidates[np.cumsum(areas.ravel()[candidates]) <= max_pixels]
     result = np.zeros(mask.size, np.bool_)
     result[kept] = True
     return result.reshape(mask.shape)
+
+
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Positions of the `count` highest of more values; among equals the first ones win."""
+    if count == 0:
+        return np.empty(0, np.int64)
+    lowest_kept = np.partition(values, values.size - count)[values.size - count]
+    above = np.flatnonzero(values > lowest_kept)
+    equal = np.flatnonzero(values == lowest_kept)
+    return np.concatenate([above, equal[: count - above.size]])

@@ -6,9 +6,9 @@ publishing process. Best-effort messages larger than the segment, 512 kB by defa
 an error; `config/fastdds.xml` enlarges it. It counts on the side that publishes: a camera driver of
 another package needs it as well.
 
-The memory of a message comes from the heap and goes back after use. Without a reserve the heap
-returns it to the operating system each time, and the fresh pages of the next frame cost more than
-its transport.
+The memory of a message, and that of every large array of a frame, comes from the heap and goes
+back after use. Unless told otherwise the heap returns it to the operating system each time, and the
+fresh pages of the next frame cost more than its transport.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ USER_FILES: Final = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.
 TOP_PAD_VARIABLE: Final = "MALLOC_TOP_PAD_"
 HEAP_RESERVE: Final = 64 << 20
 
-_M_TOP_PAD: Final = -2
+# Parameters of mallopt(3). The reserve alone would do harm: setting it freezes the size above which
+# each array is mapped, and faulted in, afresh at 128 kB; and only the main arena keeps a reserve.
+_HEAP_SETTINGS: Final = {
+    -2: HEAP_RESERVE,  # M_TOP_PAD
+    -1: 512 << 20,  # M_TRIM_THRESHOLD
+    -3: 32 << 20,  # M_MMAP_THRESHOLD, the largest value glibc takes
+    -8: 1,  # M_ARENA_MAX
+}
 _SHARED_MEMORY: Final = Path("/dev/shm")
 # Besides its segment a participant needs small ports and semaphores.
 _PORTS_BYTES: Final = 1 << 20
@@ -93,9 +100,10 @@ def _set_heap_reserve() -> str:
     if TOP_PAD_VARIABLE in os.environ:
         return f"{TOP_PAD_VARIABLE}={os.environ[TOP_PAD_VARIABLE]}"
     try:
-        done = ctypes.CDLL(None).mallopt(_M_TOP_PAD, HEAP_RESERVE)
+        mallopt = ctypes.CDLL(None).mallopt
+        done = [mallopt(parameter, value) for parameter, value in _HEAP_SETTINGS.items()]
     except (AttributeError, OSError, TypeError):
-        done = 0
-    if not done:
+        done = []
+    if not all(done) or not done:
         return "as it is, the C library has no mallopt"
     return f"{HEAP_RESERVE >> 20} MiB of reserve"
