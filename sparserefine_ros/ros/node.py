@@ -277,7 +277,7 @@ class SegmentNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the node until SIGINT or SIGTERM; a second signal ends it at once."""
+    """Run the node until SIGINT or SIGTERM."""
     middleware = configure_middleware()
     stop = init_until_signal(args)
     node = SegmentNode()

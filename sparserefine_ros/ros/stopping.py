@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from typing import Final
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions
+
+_SAME_REQUEST_S: Final = 2.0
 
 
 def init_until_signal(args: list[str] | None) -> threading.Event:
     """Call rclpy.init() with signal handlers of our own.
 
-    rclpy's would shut the context down at once; these leave time for a last message. A second
-    signal ends the process at once.
+    rclpy's would shut the context down at once; these leave time for a last message. A signal more
+    than two seconds after the first ends the process at once; one before that is the same request
+    twice: at Ctrl-C the terminal and `ros2 launch` both send one.
 
     Args:
         args: command line arguments for rclpy; None for those of the process.
@@ -23,10 +28,14 @@ def init_until_signal(args: list[str] | None) -> threading.Event:
         an event that the first signal sets.
     """
     stop = threading.Event()
+    requested_s: list[float] = []
 
     def request_stop(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        requested_s.append(time.monotonic())
         stop.set()
+        if requested_s[-1] - requested_s[0] > _SAME_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request to stop may come as two signals; an impatient one ends a process that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PROGRAM = """
+import time
+from sparserefine_ros.ros import stopping
+stopping._SAME_REQUEST_S = {grace}
+stop = stopping.init_until_signal([])
+print("ready", flush=True)
+stop.wait()
+time.sleep({work})
+print("done", flush=True)
+"""
+
+
+def start(*, grace: float, work: float) -> subprocess.Popen[str]:
+    code = PROGRAM.format(grace=grace, work=work)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_the_same_request_twice_ends_in_order() -> None:
+    process = start(grace=30.0, work=0.5)
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "done\n")
+
+
+def test_a_later_signal_ends_a_process_that_hangs() -> None:
+    process = start(grace=0.1, work=60.0)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (-signal.SIGINT, "")
