@@ -135,7 +135,14 @@ class CameraNode(Node):
         if settings.wait_for_subscribers > 0:
             self._wait_for_subscribers(settings.wait_for_subscribers, stop)
         self.get_logger().info(f"playing {settings.source} at {rate_hz:g} Hz")
-        pace = _Pace(1.0 / rate_hz)
+        try:
+            return self._publish_all(rate_hz, stop)
+        finally:
+            # Also after a broken picture: the good ones before it shall arrive.
+            self._spin_until(time.monotonic() + _LINGER_S, stop)
+
+    def _publish_all(self, rate_hz: float, stop: threading.Event) -> int:
+        settings, pace = self._settings, _Pace(1.0 / rate_hz)
         published, slow = 0, False
         for frame in itertools.islice(self._frames(), settings.count or None):
             picture = _resize(frame.image, settings.height, settings.width)
@@ -150,7 +157,6 @@ class CameraNode(Node):
                     f"the source gives fewer than {rate_hz:g} frames per second; "
                     "publishing as fast as they come"
                 )
-        self._spin_until(time.monotonic() + _LINGER_S, stop)
         return published
 
     def close(self) -> None:
