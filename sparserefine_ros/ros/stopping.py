@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -40,4 +41,6 @@ def init_until_signal(args: list[str] | None) -> threading.Event:
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
+    # At its end the interpreter restores the default, and a late Ctrl-C would look like a crash.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     return stop
