@@ -29,7 +29,12 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) ->
 
 
 class BasicBlock(nn.Module):
-    """ResNet's two-convolution block (He et al., 2016)."""
+    """ResNet's two-convolution block (He et al., 2016).
+
+    A strided shortcut averages and then projects, as in ResNet-D (He et al., "Bag of Tricks for
+    Image Classification", CVPR 2019). A strided 1x1 convolution would lose three pixels of four;
+    besides, oneDNN 3.x writes past its buffers in the backward pass of a narrow one.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -38,8 +43,11 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
+            pool = nn.AvgPool2d(3, stride, 1, count_include_pad=False)
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                pool if stride != 1 else nn.Identity(),
+                nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, x: Tensor) -> Tensor:
