@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IMAGES ?=
 OUT ?= out
+KERNELS := $(wildcard sparserefine_ros/kernels/*.h sparserefine_ros/kernels/*.cpp)
 
 # A sourced ROS installation would shadow the wheels in the virtual environment.
 unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
@@ -22,7 +23,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(READY): setup.py requirements.txt Makefile
+$(READY): setup.py requirements.txt Makefile $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "expected Python 3.10 or newer, got $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs the ament_python package `sparserefine_ros`, by colcon or by pip."""
 
+import platform
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 NAME = "sparserefine_ros"
 
@@ -17,11 +18,36 @@ def files(folder: str) -> list[tuple[str, list[str]]]:
     return list(by_folder.items())
 
 
+def kernels() -> list[Extension]:
+    """One library per instruction set; the package chooses when it runs.
+
+    Optional: without a C++ compiler the package installs all the same and runs on PyTorch.
+    """
+    folder = Path(NAME) / "kernels"
+    variants: dict[str, list[str]] = {"_portable": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        variants["_x86_64_v3"] = ["-march=x86-64-v3"]
+        variants["_x86_64_v4"] = ["-march=x86-64-v4"]
+    return [
+        Extension(
+            f"{NAME}.kernels.{name}",
+            [str(folder / "kernels.cpp")],
+            depends=[str(path) for path in sorted(folder.glob("*.h"))],
+            extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-Wno-psabi", *flags],
+            extra_link_args=["-fopenmp"],
+            language="c++",
+            optional=True,
+        )
+        for name, flags in variants.items()
+    ]
+
+
 setup(
     name=NAME,
     version="0.1.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.kernels": ["*.h"]},
+    ext_modules=kernels(),
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import EnsemblerKind
+from sparserefine_ros.kernels.fusion import CompiledGate
+from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.records import Uncertainty
 from sparserefine_ros.uncertainty import LOG_PROBABILITY_FLOOR, summarise_columns
 
@@ -131,17 +133,22 @@ class Fuser:
 
     Args:
         ensembler: as `make_ensembler` returns.
+        kernels: compiled kernels for the gate; None for PyTorch.
     """
 
-    def __init__(self, ensembler: nn.Module) -> None:
-        self._fuse_columns: Callable[[Tensor, Tensor], Tensor] = (
-            FoldedGate(ensembler)
-            if isinstance(ensembler, GatedEnsembler)
-            else _on_columns(ensembler)
-        )
+    def __init__(self, ensembler: nn.Module, kernels: Kernels | None = None) -> None:
+        self._compiled: CompiledGate | None = None
+        self._fuse_columns: Callable[[Tensor, Tensor], Tensor] = _on_columns(ensembler)
+        if isinstance(ensembler, GatedEnsembler):
+            self._fuse_columns = FoldedGate(ensembler)
+            if kernels is not None:
+                layers = _linear_layers(ensembler.gate) + _linear_layers(ensembler.mix)
+                self._compiled = CompiledGate(kernels, *layers)
 
     def __call__(self, dense_logits: Tensor, refined_logits: Tensor) -> Uncertainty:
         """Two float32 [N, C] -> entropy, labels and top probability of the fused logits, [N]."""
+        if self._compiled is not None:
+            return Uncertainty(*self._compiled(dense_logits, refined_logits))
         count, classes = dense_logits.shape
         columns = dense_logits.new_empty(classes, count)
         with torch.inference_mode():
@@ -150,10 +157,7 @@ class Fuser:
                 dense = dense_logits[chunk].t().contiguous()
                 refined = refined_logits[chunk].t().contiguous()
                 columns[:, chunk] = self._fuse_columns(dense, refined)
-        entropy, labels, top = summarise_columns(columns.numpy())
-        return Uncertainty(
-            torch.from_numpy(entropy), torch.from_numpy(labels), torch.from_numpy(top)
-        )
+        return Uncertainty(*summarise_columns(columns))
 
 
 def _on_columns(ensembler: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

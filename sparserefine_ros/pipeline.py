@@ -79,7 +79,7 @@ class Pipeline:
         )
         self.backends: Mapping[str, str] = {
             "dense": self._segmenter.description,
-            "sparse": f"native CPU, {threads} threads" if self._refine else "none",
+            "sparse": self._refine.description if self._refine else "none",
         }
 
     def __call__(self, image: NDArray[np.uint8], maps: frozenset[Map] = LABELS_ONLY) -> Prediction:

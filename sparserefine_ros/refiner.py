@@ -21,7 +21,9 @@ from sparserefine_ros.clock import StageClock
 from sparserefine_ros.ensemble import Fuser, make_ensembler
 from sparserefine_ros.errors import BundleError
 from sparserefine_ros.image import Normaliser
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
+from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
@@ -89,14 +91,23 @@ class RefineStage:
     Args:
         refiner: trained weights; they are copied.
         bundle: the bundle whose `refiner` section describes them.
+
+    Attributes:
+        description: what computes, for logs and diagnostics.
     """
 
     def __init__(self, refiner: Refiner, bundle: Bundle) -> None:
         spec = _refiner_spec(bundle)
         self._depth, self._bounds = len(spec.widths), spec.bounds
         self._sample_features = FeatureSampler(spec)
-        self._unet = NativeUNet(refiner.unet)
-        self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval())
+        kernels, threads = compiled_kernels(), torch.get_num_threads()
+        if kernels is None:
+            self._unet: CompiledUNet | NativeUNet = NativeUNet(refiner.unet)
+        else:
+            self._unet = CompiledUNet(refiner.unet, kernels, threads=threads)
+        self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
+        engine = f"compiled {kernels.name}" if kernels else "PyTorch, kernels not compiled"
+        self.description = f"native CPU ({engine}), {threads} threads"
 
     def __call__(
         self, image: NDArray[np.uint8], dense: DenseOutput, selection: Selection, clock: StageClock

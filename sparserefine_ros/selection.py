@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.kernels.topology import expand_mask
 from sparserefine_ros.records import Selection
 
 
@@ -67,20 +69,33 @@ def selection_from_mask(
 ) -> Selection:
     """Expand a low-resolution mask, bool [h, w], to full-resolution pixels in row-major order."""
     height, width = low_res_mask.shape
+    kernels = compiled_kernels()
+    if kernels is not None:
+        count = int(block_areas((height, width), full_size)[low_res_mask.numpy()].sum())
+        pixels, low_res_pixels = expand_mask(kernels, low_res_mask, full_size, count)
+    else:
+        pixels, low_res_pixels = _expand_mask(low_res_mask, full_size)
+    return Selection(
+        pixels=pixels,
+        low_res_pixels=low_res_pixels,
+        low_res_mask=low_res_mask,
+        full_size=full_size,
+        candidates=pixels.numel() if candidates is None else candidates,
+        budget_hit=budget_hit,
+    )
+
+
+def _expand_mask(
+    low_res_mask: torch.Tensor, full_size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    height, width = low_res_mask.shape
     row_of = nearest_index(full_size[0], height).numpy()
     column_of = nearest_index(full_size[1], width).numpy()
     full_mask = low_res_mask.numpy()[row_of][:, column_of]
     pixels = np.flatnonzero(full_mask)
     rows, columns = np.divmod(pixels, full_size[1])
     low_res_pixels = row_of[rows] * width + column_of[columns]
-    return Selection(
-        pixels=torch.from_numpy(pixels),
-        low_res_pixels=torch.from_numpy(low_res_pixels),
-        low_res_mask=low_res_mask,
-        full_size=full_size,
-        candidates=pixels.size if candidates is None else candidates,
-        budget_hit=budget_hit,
-    )
+    return torch.from_numpy(pixels), torch.from_numpy(low_res_pixels)
 
 
 def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> NDArray[np.int64]:

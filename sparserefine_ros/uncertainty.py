@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparserefine_ros.kernels import fusion
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import Uncertainty
 
 LOG_PROBABILITY_FLOOR: Final = math.log(1e-5)
@@ -31,28 +33,27 @@ def measure_uncertainty(logits: torch.Tensor) -> Uncertainty:
     Returns:
         Entropy, labels and top probability, each [h, w].
     """
-    height, width = logits.shape[-2:]
-    columns = np.ascontiguousarray(logits.detach().numpy()).reshape(logits.shape[0], -1)
+    size = logits.shape[-2:]
+    columns = logits.detach().reshape(logits.shape[0], -1)
     entropy, labels, top = summarise_columns(columns)
     return Uncertainty(
-        entropy=torch.from_numpy(entropy).view(height, width),
-        labels=torch.from_numpy(labels).view(height, width),
-        top_probability=torch.from_numpy(top).view(height, width),
+        entropy=entropy.view(size), labels=labels.view(size), top_probability=top.view(size)
     )
 
 
-def summarise_columns(
-    logits: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
+def summarise_columns(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Entropy in nats, label and top probability of each column of logits, float32 [C, N]."""
-    count = logits.shape[1]
+    kernels = compiled_kernels()
+    if kernels is not None:
+        return fusion.summarise_columns(kernels, logits)
+    columns, count = logits.contiguous().numpy(), logits.shape[1]
     entropy = np.empty(count, np.float32)
     labels = np.empty(count, np.uint8)
     top = np.empty(count, np.float32)
     for start in range(0, count, _BLOCK):
         block = slice(start, start + _BLOCK)
-        _summarise_block(logits[:, block], entropy[block], labels[block], top[block])
-    return entropy, labels, top
+        _summarise_block(columns[:, block], entropy[block], labels[block], top[block])
+    return torch.from_numpy(entropy), torch.from_numpy(labels), torch.from_numpy(top)
 
 
 def _summarise_block(

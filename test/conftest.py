@@ -25,6 +25,7 @@ from sparserefine_ros.bundle import (
     SelectorSpec,
     create_bundle,
 )
+from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.refiner import Refiner, save_refiner
 from sparserefine_ros.zoo.export import export_onnx
 
@@ -161,3 +162,22 @@ def smooth_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 def picture() -> NDArray[np.uint8]:
     """uint8 [75, 101, 3] RGB; sides that divide by nothing useful."""
     return smooth_picture(75, 101)
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    found = compiled_kernels()
+    if found is None:
+        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
+    return found
+
+
+@pytest.fixture(params=["compiled", "pytorch"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test that asks for it runs on the compiled kernels and on PyTorch."""
+    if request.param == "compiled":
+        request.getfixturevalue("kernels")
+    else:
+        for module in ("refiner", "selection", "sparse.plan", "uncertainty"):
+            monkeypatch.setattr(f"sparserefine_ros.{module}.compiled_kernels", lambda: None)
+    return str(request.param)

@@ -14,6 +14,7 @@ from sparserefine_ros.ensemble import (
     probabilities_and_entropy,
 )
 from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.kernels.library import Kernels
 
 Array = NDArray[np.float64]
 KINDS: tuple[EnsemblerKind, ...] = ("gated", "entropy", "direct")
@@ -115,19 +116,26 @@ def test_direct_is_the_refined_one() -> None:
     assert torch.equal(make_ensembler("direct", CLASSES)(dense, refined), refined)
 
 
+@pytest.fixture(params=["compiled", "pytorch"])
+def gate_kernels(request: pytest.FixtureRequest) -> Kernels | None:
+    return request.getfixturevalue("kernels") if request.param == "compiled" else None
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_fuser_summarises_the_fused_logits(kind: EnsemblerKind) -> None:
+def test_fuser_summarises_the_fused_logits(
+    kind: EnsemblerKind, gate_kernels: Kernels | None
+) -> None:
     torch.manual_seed(4)
     ensembler = make_ensembler(kind, CLASSES).eval()
     dense, refined = logits_pair(123)
     fused = ensembler(dense, refined).detach().double().numpy()
-    result = Fuser(ensembler)(dense, refined)
+    result = Fuser(ensembler, gate_kernels)(dense, refined)
     assert result.labels.tolist() == fused.argmax(1).tolist()
     np.testing.assert_allclose(result.entropy, entropy_of(fused)[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result.top_probability, softmax(fused).max(1), rtol=1e-4)
 
 
-def test_fuser_survives_extreme_logits() -> None:
+def test_fuser_survives_extreme_logits(gate_kernels: Kernels | None) -> None:
     torch.manual_seed(4)
     ensembler = GatedEnsembler(CLASSES)
     dense = torch.zeros(4, CLASSES)
@@ -135,7 +143,7 @@ def test_fuser_survives_extreme_logits() -> None:
     # As a dense model with probabilities gives: log(1e-10) for all but one class, and worse.
     dense[1], dense[1, 2] = -23.0, 0.0
     refined[2, 1], refined[3, 0] = 90.0, -1e4
-    result = Fuser(ensembler)(dense, refined)
+    result = Fuser(ensembler, gate_kernels)(dense, refined)
     expected = naive_gate(ensembler, dense.double().numpy(), refined.double().numpy())
     assert result.entropy.isfinite().all()
     np.testing.assert_allclose(result.entropy, entropy_of(expected)[:, 0], rtol=1e-3, atol=1e-5)
@@ -156,11 +164,25 @@ def test_chunks_change_nothing(kind: EnsemblerKind, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_pixels(kind: EnsemblerKind) -> None:
-    result = Fuser(make_ensembler(kind, CLASSES))(*logits_pair(0))
+def test_no_pixels(kind: EnsemblerKind, gate_kernels: Kernels | None) -> None:
+    result = Fuser(make_ensembler(kind, CLASSES), gate_kernels)(*logits_pair(0))
     assert result.entropy.shape == result.labels.shape == result.top_probability.shape == (0,)
 
 
 def test_an_unknown_kind_cannot_come_from_a_bundle() -> None:
     with pytest.raises((KeyError, SparseRefineError)):
         make_ensembler("vote", CLASSES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 33, 1000])
+def test_compiled_gate_at_any_number_of_pixels_and_pitch(count: int, kernels: Kernels) -> None:
+    torch.manual_seed(4)
+    ensembler = GatedEnsembler(CLASSES)
+    dense, refined = logits_pair(count)
+    wide = torch.full((count, CLASSES + 5), float("nan"))
+    wide[:, 2 : 2 + CLASSES] = dense
+    compiled = Fuser(ensembler, kernels)(wide[:, 2 : 2 + CLASSES], refined)
+    plain = Fuser(ensembler)(dense, refined)
+    assert torch.equal(compiled.labels, plain.labels)
+    torch.testing.assert_close(compiled.entropy, plain.entropy, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.top_probability, plain.top_probability)

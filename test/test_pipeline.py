@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, sealed
 from sparserefine_ros.configuration import write_yaml
 from sparserefine_ros.errors import BackendError, BundleError, ConfigurationError, ImageError
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS, STAGES, Map, Prediction
 
@@ -350,10 +351,10 @@ class TestSettings:
             fresh(tiny)
 
     def test_backends_are_named(self, pipeline: Pipeline) -> None:
-        assert dict(pipeline.backends) == {
-            "dense": "onnxruntime CPU, 1 threads",
-            "sparse": "native CPU, 1 threads",
-        }
+        assert pipeline.backends["dense"] == "onnxruntime CPU, 1 threads"
+        kernels = compiled_kernels()
+        engine = f"compiled {kernels.name}" if kernels else "PyTorch, kernels not compiled"
+        assert pipeline.backends["sparse"] == f"native CPU ({engine}), 1 threads"
 
 
 class TestPictures:

@@ -35,6 +35,8 @@ from sparserefine_ros.refiner import (
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.sparse.plan import build_plan
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 WEIGHTS = "refiner.safetensors"
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
 

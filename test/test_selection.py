@@ -15,6 +15,8 @@ from sparserefine_ros.selection import (
 )
 from sparserefine_ros.uncertainty import measure_uncertainty
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 SIZES = [
     ((8, 12), (16, 24)),
     ((8, 12), (8, 12)),

@@ -8,7 +8,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.uncertainty import measure_uncertainty, summarise_columns
+from sparserefine_ros import uncertainty
+from sparserefine_ros.uncertainty import measure_uncertainty
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def summarise_columns(
+    logits: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
+    entropy, labels, top = uncertainty.summarise_columns(torch.from_numpy(logits))
+    return entropy.numpy(), labels.numpy(), top.numpy()
 
 
 def naive(logits: NDArray[np.float32]) -> tuple[list[float], list[int], list[float]]:

@@ -16,14 +16,16 @@ Shape legend: B pictures; H, W grid of a level; N sites of a level; T taps of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-TAPS: Final = 9
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.kernels.topology import CompiledIndexMap
+from sparserefine_ros.sparse.index import TAPS, IndexMap, SiteIndex
+
 Bounds = Literal["image", "data"]
 
 
@@ -110,110 +112,48 @@ def build_plan(
             release does). Sites beyond the last window receive zeros from below.
     """
     levels = []
-    for level in range(depth):
-        index = _IndexMap(sites, grid)
-        same = _same_links(index)
-        if level + 1 == depth:
-            levels.append(Level(grid, sites, same, None))
-            break
-        next_sites, next_grid = _strided_sites(sites, grid, bounds)
-        down = _down_links(index, _IndexMap(next_sites, next_grid))
-        levels.append(Level(grid, sites, same, down))
-        sites, grid = next_sites, next_grid
+    index = _index(sites, grid)
+    for _ in range(depth - 1):
+        size = _strided_size(sites, grid, bounds)
+        next_sites, next_grid = index.strided_sites(size), (grid[0], *size)
+        next_index = _index(next_sites, next_grid)
+        levels.append(Level(grid, sites, _same_links(index), _down_links(index, next_index)))
+        sites, grid, index = next_sites, next_grid, next_index
+    levels.append(Level(grid, sites, _same_links(index), None))
     return SparsePlan(tuple(levels))
 
 
-class _IndexMap:
-    """Row of each active site on a grid with a border of one inactive cell.
-
-    Attributes:
-        rows: int32 [B * (H + 2) * (W + 2)], row of the site or N for "none".
-        cells: int64 [N], position of each site in `rows`.
-        row, column: int64 [N], coordinates of each site.
-    """
-
-    def __init__(self, sites: Tensor, grid: tuple[int, int, int]) -> None:
-        batch, height, width = grid
-        self.count = sites.numel()
-        self.pitch = width + 2
-        self.picture = (height + 2) * self.pitch
-        line = torch.div(sites, max(1, width), rounding_mode="floor")
-        self.column = sites - line * width
-        self.batch = torch.div(line, max(1, height), rounding_mode="floor")
-        self.row = line - self.batch * height
-        self.cells = self.batch * self.picture + (self.row + 1) * self.pitch + self.column + 1
-        self.rows = torch.full((batch * self.picture,), self.count, dtype=torch.int32)
-        self.rows[self.cells] = torch.arange(self.count, dtype=torch.int32)
-
-    def look_up(self, cells: Tensor, offsets: Sequence[int]) -> Tensor:
-        """int32 [M, T]: the row at each cell [M] plus each of T offsets."""
-        wanted = cells[:, None] + torch.tensor(offsets)
-        return self.rows.index_select(0, wanted.view(-1)).view(-1, len(offsets))
-
-    def offset(self, row: int, column: int) -> int:
-        """Distance in `rows` of a step on the grid."""
-        return row * self.pitch + column
+def _index(sites: Tensor, grid: tuple[int, int, int]) -> SiteIndex:
+    kernels = compiled_kernels()
+    return IndexMap(sites, grid) if kernels is None else CompiledIndexMap(kernels, sites, grid)
 
 
-def _same_links(index: _IndexMap) -> Links:
+def _same_links(index: SiteIndex) -> Links:
     taps = tuple(range(TAPS))
-    offsets = [index.offset(tap % 3 - 1, tap // 3 - 1) for tap in taps]
-    table = index.look_up(index.cells, offsets)
+    table = index.same_table()
     # Site j is neighbour k of site i exactly when i is neighbour 8 - k of j.
     backward = Gather(None, table, taps[::-1])
     return Links(index.count, index.count, (Gather(None, table, taps),), (backward,))
 
 
-def _strided_sites(
-    sites: Tensor, grid: tuple[int, int, int], bounds: Bounds
-) -> tuple[Tensor, tuple[int, int, int]]:
-    batch, height, width = grid
-    active = torch.zeros(grid, dtype=torch.bool)
-    active.view(-1)[sites] = True
-    if bounds == "data":
-        height = _extent(active.any(2).any(0))
-        width = _extent(active.any(1).any(0))
-    out_height, out_width = max(0, (height - 1) // 2), max(0, (width - 1) // 2)
-    active = active[:, : 2 * out_height + 1, : 2 * out_width + 1]
-    rows = active[:, 0:-1:2] | active[:, 1::2] | active[:, 2::2]
-    both = rows[:, :, 0:-1:2] | rows[:, :, 1::2] | rows[:, :, 2::2]
-    return both.reshape(-1).nonzero().view(-1), (batch, out_height, out_width)
+def _strided_size(sites: Tensor, grid: tuple[int, int, int], bounds: Bounds) -> tuple[int, int]:
+    _, height, width = grid
+    if bounds == "data" and sites.numel():
+        height = int((sites // width % height).max()) + 1
+        width = int((sites % width).max()) + 1
+    elif bounds == "data":
+        height = width = 0
+    return max(0, (height - 1) // 2), max(0, (width - 1) // 2)
 
 
-def _extent(active: Tensor) -> int:
-    """One more than the last active position."""
-    positions = active.nonzero()
-    return int(positions[-1]) + 1 if positions.numel() else 0
+def _down_links(fine: SiteIndex, coarse: SiteIndex) -> Links:
+    down = Gather(None, fine.down_table(coarse), tuple(range(TAPS)))
+    return Links(fine.count, coarse.count, (down,), tuple(_up_gathers(fine, coarse)))
 
 
-def _down_links(fine: _IndexMap, coarse: _IndexMap) -> Links:
-    corner = coarse.batch * fine.picture + (2 * coarse.row + 1) * fine.pitch + 2 * coarse.column + 1
-    offsets = [fine.offset(tap % 3, tap // 3) for tap in range(TAPS)]
-    table = fine.look_up(corner, offsets)
-    down = Gather(None, table, tuple(range(TAPS)))
-    return Links(fine.count, coarse.count, (down,), _up_gathers(fine, coarse))
-
-
-def _up_gathers(fine: _IndexMap, coarse: _IndexMap) -> tuple[Gather, ...]:
-    """Fine sites by parity: even coordinates meet taps 0 and 2, odd ones tap 1 only."""
-    gathers = []
-    parity = (fine.row % 2) * 2 + fine.column % 2
-    for row_parity in (0, 1):
-        for column_parity in (0, 1):
-            rows = (parity == row_parity * 2 + column_parity).nonzero().view(-1)
-            # The coarse site reached through tap t from fine coordinate f is (f - t) / 2.
-            row_taps, column_taps = (
-                (0, 2) if p == 0 else (1,) for p in (row_parity, column_parity)
-            )
-            taps = [(r, c) for c in column_taps for r in row_taps]
-            cells = (
-                fine.batch[rows] * coarse.picture
-                + (torch.div(fine.row[rows], 2, rounding_mode="floor") + 1) * coarse.pitch
-                + torch.div(fine.column[rows], 2, rounding_mode="floor")
-                + 1
-            )
-            offsets = [coarse.offset(-(r == 2), -(c == 2)) for r, c in taps]
-            # A site beyond the last window lands on the border, one cell outside, which is "none".
-            table = coarse.look_up(cells, offsets)
-            gathers.append(Gather(rows, table, tuple(r + 3 * c for r, c in taps)))
-    return tuple(gathers)
+def _up_gathers(fine: SiteIndex, coarse: SiteIndex) -> Iterator[Gather]:
+    """Fine sites by parity, see `SiteIndex.up_table`."""
+    for parity in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row_taps, column_taps = ((1,) if odd else (0, 2) for odd in parity)
+        taps = tuple(row + 3 * column for column in column_taps for row in row_taps)
+        yield Gather(*fine.up_table(coarse, parity, len(taps)), taps)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparserefine_ros.sparse.convolve import convolve
-from sparserefine_ros.sparse.plan import TAPS, Links, SparsePlan
+from sparserefine_ros.sparse.index import TAPS
+from sparserefine_ros.sparse.plan import Links, SparsePlan
 
 
 class SparseConv(nn.Module):

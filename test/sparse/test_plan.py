@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparserefine_ros.sparse.plan import Bounds, Gather, Links, build_plan
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 MASKS = example_masks()
 DEPTH = 4
 Triple = tuple[int, int, int]

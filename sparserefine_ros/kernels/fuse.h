@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// Softmax, entropy and class of each pixel, and the gated fusion; sixteen pixels side by side.
+
+#pragma once
+
+#include <vector>
+
+#include "lanes.h"
+
+extern "C" {
+
+struct SrSummary {
+  float *entropy;
+  uint8_t *labels;
+  float *top;  // probability of the label
+};
+
+// Two perceptrons of one hidden layer; weights are [outputs, inputs] as torch stores them.
+struct SrGate {
+  const float *gate_in, *gate_in_bias;    // [hidden, 2 * (classes + 1)], [hidden]
+  const float *gate_out, *gate_out_bias;  // difference of the two outputs: [hidden], [1]
+  const float *mix_in, *mix_in_bias;      // [hidden, classes], [hidden]
+  const float *mix_out, *mix_out_bias;    // [classes, hidden], [classes]
+  int64_t hidden;
+};
+}
+
+namespace sr {
+
+constexpr float LOG_PROBABILITY_FLOOR = -11.512925465f;  // log(1e-5)
+
+// Probabilities and entropy of logits x[classes]; returns the top probability.
+static inline Lanes softmax(const Lanes *x, int64_t classes, Lanes *probabilities, Lanes *entropy) {
+  Lanes best = x[0];
+  for (int64_t k = 1; k < classes; ++k) best = maximum(best, x[k]);
+  // Compensated: many unlikely classes next to 1.0 would be rounded away one by one.
+  Lanes total{}, lost{};
+  for (int64_t k = 0; k < classes; ++k) {
+    probabilities[k] = exp_negative(x[k] - best);
+    const Lanes term = probabilities[k] - lost, sum = total + term;
+    lost = (sum - total) - term;
+    total = sum;
+  }
+  const Lanes shift = log_positive(total), top = 1.0f / total;
+  const Lanes floor = broadcast(LOG_PROBABILITY_FLOOR);
+  Lanes negative{};
+  for (int64_t k = 0; k < classes; ++k) {
+    probabilities[k] *= top;
+    negative += probabilities[k] * maximum(x[k] - best - shift, floor);
+  }
+  *entropy = maximum(-negative, Lanes{});
+  return top;
+}
+
+// `scratch` holds `classes` vectors. Ties go to the lower class id.
+static inline void summarise_lanes(const Lanes *x, int64_t classes, Lanes *scratch,
+                                   const SrSummary &out, int64_t at, int64_t valid) {
+  Lanes best = x[0];
+  IntLanes label{};
+  for (int64_t k = 1; k < classes; ++k) {
+    const IntLanes better = x[k] > best;
+    label = better ? IntLanes{} + int32_t(k) : label;
+    best = better ? x[k] : best;
+  }
+  Lanes entropy;
+  const Lanes top = softmax(x, classes, scratch, &entropy);
+  for (int64_t i = 0; i < valid; ++i) out.labels[at + i] = uint8_t(label[i]);
+  std::memcpy(out.entropy + at, &entropy, size_t(valid) * sizeof(float));
+  std::memcpy(out.top + at, &top, size_t(valid) * sizeof(float));
+}
+
+static void summarise(const float *logits, int64_t classes, int64_t count, int64_t pitch,
+                      const SrSummary &out, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<Lanes> x(static_cast<size_t>(classes)), scratch(x.size());
+#pragma omp for schedule(static)
+    for (int64_t at = 0; at < count; at += LANES) {
+      const int64_t valid = count - at < LANES ? count - at : LANES;
+      for (int64_t k = 0; k < classes; ++k) {
+        x[k] = Lanes{};
+        std::memcpy(&x[k], logits + k * pitch + at, size_t(valid) * sizeof(float));
+      }
+      summarise_lanes(x.data(), classes, scratch.data(), out, at, valid);
+    }
+  }
+}
+
+// Two vectors of pixels share each weight.
+constexpr int64_t PAIR = 2;
+
+// Two vectors for each of `outputs` units: bias + weights x, without activation.
+template <typename Use>
+static inline void dense_layer(const float *weights, const float *bias, int64_t inputs,
+                               int64_t outputs, const Lanes *x, Use use) {
+  constexpr int64_t UNITS = 4;
+  for (int64_t first = 0; first < outputs; first += UNITS) {
+    const int64_t units = outputs - first < UNITS ? outputs - first : UNITS;
+    const float *row[UNITS];
+    Lanes sum[UNITS][PAIR];
+    for (int64_t u = 0; u < UNITS; ++u) {
+      const int64_t unit = first + (u < units ? u : 0);
+      row[u] = weights + unit * inputs;
+      for (int64_t p = 0; p < PAIR; ++p) sum[u][p] = broadcast(bias[unit]);
+    }
+    for (int64_t i = 0; i < inputs; ++i)
+      for (int64_t u = 0; u < UNITS; ++u)
+        for (int64_t p = 0; p < PAIR; ++p) sum[u][p] += x[i * PAIR + p] * row[u][i];
+    for (int64_t u = 0; u < units; ++u) use(first + u, sum[u]);
+  }
+}
+
+// Logits of 32 pixels from rows [count, pitch] into x[classes][PAIR].
+static inline void load_columns(const float *rows, int64_t pitch, int64_t classes, int64_t first,
+                                int64_t count, Lanes *x) {
+  float *flat = reinterpret_cast<float *>(x);
+  for (int64_t lane = 0; lane < PAIR * LANES; ++lane) {
+    const int64_t row = first + lane < count ? first + lane : count - 1;
+    for (int64_t k = 0; k < classes; ++k)
+      flat[k * PAIR * LANES + lane] = rows[row * pitch + k];
+  }
+}
+
+struct Scratch {
+  std::vector<Lanes> dense, refined, evidence, hidden, fused, one, other;
+  Scratch(int64_t classes, int64_t hidden_units)
+      : dense(size_t(PAIR * classes)),
+        refined(size_t(PAIR * classes)),
+        evidence(size_t(PAIR * 2 * (classes + 1))),
+        hidden(size_t(PAIR * hidden_units)),
+        fused(size_t(PAIR * classes)),
+        one(size_t(classes)),
+        other(size_t(classes) + 1) {}
+};
+
+static inline void add_evidence(const std::vector<Lanes> &logits, int64_t classes, int64_t start,
+                                Scratch &s) {
+  for (int64_t p = 0; p < PAIR; ++p) {
+    for (int64_t k = 0; k < classes; ++k) s.one[k] = logits[k * PAIR + p];
+    softmax(s.one.data(), classes, s.other.data(), &s.other[classes]);
+    for (int64_t k = 0; k <= classes; ++k) s.evidence[(start + k) * PAIR + p] = s.other[k];
+  }
+}
+
+static inline void fuse_pixels(const SrGate &g, int64_t classes, Scratch &s) {
+  add_evidence(s.dense, classes, 0, s);
+  add_evidence(s.refined, classes, classes + 1, s);
+  Lanes preference[PAIR];
+  for (Lanes &value : preference) value = broadcast(g.gate_out_bias[0]);
+  dense_layer(g.gate_in, g.gate_in_bias, 2 * (classes + 1), g.hidden, s.evidence.data(),
+              [&](int64_t unit, const Lanes *sum) {
+                for (int64_t p = 0; p < PAIR; ++p)
+                  preference[p] += maximum(sum[p], Lanes{}) * g.gate_out[unit];
+              });
+  for (int64_t p = 0; p < PAIR; ++p) {
+    // Sigmoid from exp of a negative number, on either side.
+    const Lanes d = preference[p], e = exp_negative(d > 0.0f ? -d : d), share = 1.0f / (1.0f + e);
+    const Lanes of_dense = d > 0.0f ? share : 1.0f - share;
+    for (int64_t k = 0; k < classes; ++k) {
+      const Lanes refined = s.refined[k * PAIR + p];
+      s.refined[k * PAIR + p] = refined + of_dense * (s.dense[k * PAIR + p] - refined);
+    }
+  }
+  dense_layer(g.mix_in, g.mix_in_bias, classes, g.hidden, s.refined.data(),
+              [&](int64_t unit, const Lanes *sum) {
+                for (int64_t p = 0; p < PAIR; ++p)
+                  s.hidden[unit * PAIR + p] = maximum(sum[p], Lanes{});
+              });
+  dense_layer(g.mix_out, g.mix_out_bias, g.hidden, classes, s.hidden.data(),
+              [&](int64_t unit, const Lanes *sum) {
+                for (int64_t p = 0; p < PAIR; ++p) s.fused[unit * PAIR + p] = sum[p];
+              });
+}
+
+static void fuse(const SrGate &g, const float *dense, int64_t dense_pitch, const float *refined,
+                 int64_t refined_pitch, int64_t classes, int64_t count, const SrSummary &out,
+                 int64_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch s(classes, g.hidden);
+#pragma omp for schedule(dynamic, 32)
+    for (int64_t first = 0; first < count; first += PAIR * LANES) {
+      load_columns(dense, dense_pitch, classes, first, count, s.dense.data());
+      load_columns(refined, refined_pitch, classes, first, count, s.refined.data());
+      fuse_pixels(g, classes, s);
+      for (int64_t p = 0; p < PAIR; ++p) {
+        const int64_t at = first + p * LANES, left = count - at;
+        for (int64_t k = 0; k < classes; ++k) s.one[k] = s.fused[k * PAIR + p];
+        if (left > 0)
+          summarise_lanes(s.one.data(), classes, s.other.data(), out, at,
+                          left < LANES ? left : LANES);
+      }
+    }
+  }
+}
+
+}  // namespace sr

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// C interface of the CPU kernels. All pointers are to C-contiguous memory unless a pitch is given.
+
+#include "convolve.h"
+#include "fuse.h"
+#include "plan.h"
+
+extern "C" {
+
+void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
+
+void sr_summarise(const float *logits, int64_t classes, int64_t count, int64_t pitch,
+                  const SrSummary *out, int64_t threads) {
+  sr::summarise(logits, classes, count, pitch, *out, threads);
+}
+
+void sr_fuse(const SrGate *gate, const float *dense, int64_t dense_pitch, const float *refined,
+             int64_t refined_pitch, int64_t classes, int64_t count, const SrSummary *out,
+             int64_t threads) {
+  sr::fuse(*gate, dense, dense_pitch, refined, refined_pitch, classes, count, *out, threads);
+}
+
+void sr_index_map(const int64_t *sites, int64_t count, int64_t batches, int64_t height,
+                  int64_t width, int32_t *map, int64_t threads) {
+  sr::index_map(sites, count, batches, {height, width}, map, threads);
+}
+
+void sr_same_table(const int64_t *sites, int64_t count, int64_t height, int64_t width,
+                   const int32_t *map, int32_t *table, int64_t threads) {
+  sr::same_table(sites, count, {height, width}, map, table, threads);
+}
+
+int64_t sr_strided_sites(const int64_t *sites, int64_t count, int64_t batches, int64_t height,
+                         int64_t width, int64_t coarse_height, int64_t coarse_width, int64_t *out) {
+  return sr::strided_sites(sites, count, batches, {height, width}, {coarse_height, coarse_width},
+                           out);
+}
+
+void sr_down_table(const int64_t *coarse_sites, int64_t count, int64_t coarse_height,
+                   int64_t coarse_width, int64_t height, int64_t width, const int32_t *fine_map,
+                   int32_t *table, int64_t threads) {
+  sr::down_table(coarse_sites, count, {coarse_height, coarse_width}, {height, width}, fine_map,
+                 table, threads);
+}
+
+int64_t sr_up_table(const int64_t *fine_sites, int64_t count, int64_t height, int64_t width,
+                    int64_t coarse_height, int64_t coarse_width, const int32_t *coarse_map,
+                    int64_t row_parity, int64_t column_parity, int64_t *rows, int32_t *table) {
+  return sr::up_table(fine_sites, count, {height, width}, {coarse_height, coarse_width}, coarse_map,
+                      row_parity, column_parity, rows, table);
+}
+
+int64_t sr_expand_mask(const uint8_t *mask, int64_t low_height, int64_t low_width, int64_t height,
+                       int64_t width, int64_t *pixels, int64_t *low_pixels) {
+  return sr::expand_mask(mask, low_height, low_width, height, width, pixels, low_pixels);
+}
+}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the compiled kernels that suit this processor.
+
+The package builds one library for each instruction set worth having. Where none was built, for
+lack of a compiler, `compiled_kernels` returns None and the callers run on PyTorch and NumPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+import torch  # its OpenMP runtime must be in the process before ours is looked for
+
+VARIABLE: Final = "SPARSEREFINE_KERNELS"
+PYTORCH: Final = "pytorch"
+
+# Best first: library, what people call it, and the flags Linux reports for such processors.
+_V3_FLAGS: Final = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+_V4_FLAGS: Final = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VARIANTS: Final = (
+    ("_x86_64_v4", "AVX-512", _V4_FLAGS),
+    ("_x86_64_v3", "AVX2", _V3_FLAGS),
+    ("_portable", platform.machine(), frozenset[str]()),
+)
+
+
+class Kernels:
+    """One loaded library.
+
+    Attributes:
+        name: instruction set, for logs and diagnostics.
+        call: the C functions of `kernels.cpp` by their names; they release Python's lock.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.call = ctypes.CDLL(str(path))
+        for function in ("sr_strided_sites", "sr_up_table", "sr_expand_mask"):
+            getattr(self.call, function).restype = ctypes.c_int64
+
+
+@functools.cache
+def compiled_kernels() -> Kernels | None:
+    """The fastest kernels this processor runs, or None.
+
+    The environment variable SPARSEREFINE_KERNELS=pytorch asks for None.
+    """
+    if os.environ.get(VARIABLE, "").lower() == PYTORCH:
+        return None
+    flags = _processor_flags()
+    for library, name, needed in _VARIANTS:
+        path = _find(library)
+        if path is not None and needed <= flags:
+            return Kernels(path, name)
+    return None
+
+
+def _find(library: str) -> Path | None:
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"{library}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def _processor_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def address(tensor: torch.Tensor) -> ctypes.c_void_p:
+    """Pointer to a tensor's first element; keep the tensor alive during the call."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def integer(value: int) -> ctypes.c_int64:
+    """Argument of type int64_t."""
+    return ctypes.c_int64(value)

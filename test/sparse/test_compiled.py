@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_statistics
+from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
+from torch import Tensor
+
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.sparse.compiled import CompiledUNet
+from sparserefine_ros.sparse.plan import Bounds, build_plan
+from sparserefine_ros.sparse.unet import SparseUNet
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+MASKS = example_masks()
+INPUTS, CLASSES = 4, 3
+
+# Float32 with the norms folded into the weights: about ten layers, each within a few 1e-6 of the
+# largest activation.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh buffers hold NaN, so that a row nobody writes cannot pass unseen."""
+    plain_empty, plain_new_empty = torch.empty, torch.Tensor.new_empty
+
+    def poisoned(fresh: Tensor) -> Tensor:
+        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(plain_empty(*a, **k)))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *a, **k: poisoned(plain_new_empty(*a, **k))
+    )
+
+
+def make_unet(**options: Any) -> SparseUNet:
+    torch.manual_seed(31)
+    unet = SparseUNet(INPUTS, CLASSES, **{"widths": (4, 6, 5), "blocks": 2, **options})
+    random_statistics(unet)
+    return unet.eval()
+
+
+def make_compiled(unet: SparseUNet, threads: int = 2) -> CompiledUNet:
+    kernels = compiled_kernels()
+    assert kernels is not None
+    return CompiledUNet(unet, kernels, threads=threads)
+
+
+def make_features(mask: Tensor, seed: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(int(mask.sum()), INPUTS, generator=generator)
+
+
+def oracle_logits(unet: SparseUNet, features: Tensor, mask: Tensor, bounds: str) -> Tensor:
+    weights = {key: value.detach().double() for key, value in unet.state_dict().items()}
+    dense = DenseUNet(weights, bounds, training=False)
+    return grid_to_rows(dense(rows_to_grid(features.double(), mask), mask), mask).float()
+
+
+@pytest.mark.parametrize("bounds", ["image", "data"])
+@pytest.mark.parametrize("name", MASKS)
+def test_equals_the_training_network_and_the_oracle(name: str, bounds: Bounds) -> None:
+    mask, unet = MASKS[name], make_unet()
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth, bounds=bounds)
+    features = make_features(mask)
+    logits = make_compiled(unet)(features, plan)
+    assert logits.shape == (int(mask.sum()), CLASSES)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, unet(features, plan), **TOLERANCE)
+    torch.testing.assert_close(logits, oracle_logits(unet, features, mask, bounds), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"widths": (5,)}, {"widths": (4, 8), "blocks": 1}, {"widths": (3, 4, 5, 6), "blocks": 3}],
+    ids=["one-level", "one-block", "four-levels"],
+)
+def test_other_sizes_of_network(options: dict[str, Any]) -> None:
+    mask, unet = MASKS["odd"], make_unet(**options)
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    torch.testing.assert_close(
+        make_compiled(unet)(features, plan), unet(features, plan), **TOLERANCE
+    )
+
+
+def test_buffers_are_reused_across_sizes_without_traces() -> None:
+    unet = make_unet()
+    compiled = make_compiled(unet)
+    names = [
+        "sparse",
+        "full",
+        "odd-even-dense",
+        "empty",
+        "one-pixel-picture",
+        "batch",
+        "odd",
+        "full",
+    ]
+    for seed, name in enumerate(names):
+        mask = MASKS[name]
+        plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+        features = make_features(mask, seed)
+        first = compiled(features, plan)
+        torch.testing.assert_close(first, oracle_logits(unet, features, mask, "image"), **TOLERANCE)
+        kept = first.clone()
+        assert torch.equal(compiled(features, plan), kept)
+        assert torch.equal(first, kept)
+
+
+def test_leaves_its_input_alone_and_wants_no_gradient() -> None:
+    mask, unet = MASKS["odd"], make_unet()
+    features = make_features(mask)
+    before = features.clone()
+    logits = make_compiled(unet)(features, build_plan(sites_of(mask), grid_of(mask), unet.depth))
+    assert torch.equal(features, before)
+    assert not logits.requires_grad
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("widths", [(16, 24), (33, 70, 100)], ids=str)
+def test_wide_networks_and_any_number_of_threads(widths: tuple[int, ...], threads: int) -> None:
+    unet = make_unet(widths=widths, blocks=1)
+    mask = torch.rand(2, 1, 61, 83, generator=torch.Generator().manual_seed(5)) < 0.4
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    logits = make_compiled(unet, threads=threads)(features, plan).clone()
+    torch.testing.assert_close(logits, unet(features, plan), rtol=3e-4, atol=3e-4)
+    assert torch.equal(logits, make_compiled(unet, threads=1)(features, plan))
+
+
+@pytest.mark.parametrize("used_before", [False, True], ids=["fresh", "used"])
+def test_is_a_copy_that_further_training_does_not_change(used_before: bool) -> None:
+    mask, unet = MASKS["odd"], make_unet()
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    expected = unet(features, plan).detach()
+    compiled = make_compiled(unet)
+    if used_before:
+        compiled(features, plan)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(compiled(features, plan), expected, **TOLERANCE)
