@@ -106,7 +106,7 @@ class RefineStage:
         else:
             self._unet = CompiledUNet(refiner.unet, kernels, threads=threads)
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
-        engine = f"compiled {kernels.name}" if kernels else "PyTorch, kernels not compiled"
+        engine = f"compiled {kernels.name}" if kernels else "PyTorch"
         self.description = f"native CPU ({engine}), {threads} threads"
 
     def __call__(

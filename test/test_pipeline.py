@@ -353,7 +353,7 @@ class TestSettings:
     def test_backends_are_named(self, pipeline: Pipeline) -> None:
         assert pipeline.backends["dense"] == "onnxruntime CPU, 1 threads"
         kernels = compiled_kernels()
-        engine = f"compiled {kernels.name}" if kernels else "PyTorch, kernels not compiled"
+        engine = f"compiled {kernels.name}" if kernels else "PyTorch"
         assert pipeline.backends["sparse"] == f"native CPU ({engine}), 1 threads"
 
 

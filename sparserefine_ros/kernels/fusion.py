@@ -37,7 +37,7 @@ Columns = tuple[Tensor, Tensor, Tensor]
 
 def summarise_columns(kernels: Kernels, logits: Tensor) -> Columns:
     """Entropy in nats, labels and top probability of each column of float32 [C, N], each [N]."""
-    logits = logits.contiguous()
+    logits = logits.float().contiguous()
     classes, count = logits.shape
     result, summary = _fresh_summary(count)
     kernels.call.sr_summarise(
@@ -96,4 +96,5 @@ class CompiledGate:
 
 
 def _with_dense_rows(rows: Tensor) -> Tensor:
+    rows = rows.float()
     return rows if rows.stride(1) == 1 or rows.numel() == 0 else rows.contiguous()

@@ -48,7 +48,7 @@ class CompiledIndexMap:
     """
 
     def __init__(self, kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]) -> None:
-        self._kernels, self._sites, self._grid = kernels, sites.contiguous(), grid
+        self._kernels, self._sites, self._grid = kernels, sites.to(torch.int64).contiguous(), grid
         batch, height, width = grid
         self._rows = torch.empty(batch * (height + 2) * (width + 2), dtype=torch.int32)
         kernels.call.sr_index_map(
@@ -89,11 +89,11 @@ class CompiledIndexMap:
         )  # fmt: skip
         return table
 
-    def up_table(
-        self, coarse: CompiledIndexMap, parity: tuple[int, int], taps: int
-    ) -> tuple[Tensor, Tensor]:
+    def up_table(self, coarse: CompiledIndexMap, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """See `SiteIndex`."""
         rows = torch.empty(self.count, dtype=torch.int64)
+        # Odd coordinates meet one tap, even ones two.
+        taps = (2 - parity[0]) * (2 - parity[1])
         table = torch.empty(self.count, taps, dtype=torch.int32)
         found = self._kernels.call.sr_up_table(
             address(self._sites),

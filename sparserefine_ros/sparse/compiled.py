@@ -5,104 +5,34 @@ Each convolution writes its raw result, where a residual or a shortcut will read
 next norm and ReLU make of it, while the sums are still in registers. A concatenation is never
 built: its parts are two sources of the same convolution.
 
-Shape legend: N sites of a level. Features are float32 [N + 1, pitch]: the pitch is the number of
-channels rounded up to whole vectors, and the last row is zero, for missing links to point to.
+Shape legend: N sites of a level; features are laid out as in `kernels.convolution`.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sparserefine_ros.kernels.convolution import Activation, Convolver, Source, pad_channels
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.convolve import stacked_taps
 from sparserefine_ros.sparse.index import TAPS
-from sparserefine_ros.sparse.plan import Gather, Links, SparsePlan
+from sparserefine_ros.sparse.plan import Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SiteNorm, SparseUNet, UNetLevel
 
-LANES: Final = 16
 _ALL_TAPS: Final = tuple(range(TAPS))
-_MOST_ACTIVATIONS: Final = 2
-
-# Features, their table int32 [count, T] (None: row by row) and weights [T * I, pitch].
-Source: TypeAlias = tuple[Tensor, Tensor | None, Tensor]
 
 
-class _Source(ctypes.Structure):
-    _fields_ = [
-        ("features", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("pitch", ctypes.c_int64),
-        ("taps", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-    ]
-
-
-class _Activation(ctypes.Structure):
-    _fields_ = [
-        ("out", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
-        ("pitch", ctypes.c_int64),
-    ]
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = [
-        ("sources", ctypes.POINTER(_Source)),
-        ("source_count", ctypes.c_int64),
-        ("bias", ctypes.c_void_p),
-        ("residual", ctypes.c_void_p),
-        ("residual_pitch", ctypes.c_int64),
-        ("raw", ctypes.c_void_p),
-        ("raw_pitch", ctypes.c_int64),
-        ("activations", _Activation * _MOST_ACTIVATIONS),
-        ("rows", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("relu", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-    ]
-
-
-def padded(channels: int) -> int:
-    """Channels rounded up to whole vectors."""
-    return -(-channels // LANES) * LANES
-
-
-def _pad_last(values: Tensor) -> Tensor:
-    """Zeros behind the last axis up to whole vectors."""
-    size = values.shape[-1]
-    return F.pad(values.detach().float(), (0, padded(size) - size)).contiguous()
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """Batch norm with its running statistics, for some of its channels."""
-
-    scale: Tensor
-    shift: Tensor
-
-    @classmethod
-    def of(cls, norm: SiteNorm, channels: slice = slice(None)) -> _Norm:
-        scale, shift = _scale_and_shift(norm)
-        return cls(_pad_last(scale[channels]), _pad_last(shift[channels]))
-
-
-def _scale_and_shift(norm: SiteNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+def _activation(norm: SiteNorm, channels: slice = slice(None)) -> Activation:
+    """A norm and its ReLU, for some of its channels."""
+    scale, shift = norm.folded()
+    return Activation(pad_channels(scale[channels]), pad_channels(shift[channels]))
 
 
 @dataclass
@@ -114,86 +44,8 @@ class _Kernel:
 
     def for_taps(self, taps: tuple[int, ...]) -> Tensor:
         if taps not in self.stacked:
-            self.stacked[taps] = _pad_last(stacked_taps(self.values, taps))
+            self.stacked[taps] = pad_channels(stacked_taps(self.values, taps))
         return self.stacked[taps]
-
-
-class _Runner:
-    """Runs convolutions on features that it keeps from frame to frame."""
-
-    def __init__(self, kernels: Kernels, threads: int) -> None:
-        self._kernels, self._threads = kernels, threads
-        self._slots: dict[tuple[str, int], Tensor] = {}
-
-    def take(self, slot: str, depth: int, count: int, channels: int) -> Tensor:
-        """Features [count + 1, pitch] with a last row of zeros, valid until taken again."""
-        pitch = padded(channels)
-        size = (count + 1) * pitch
-        storage = self._slots.get((slot, depth))
-        if storage is None or storage.numel() < size:
-            storage = torch.empty(size + size // 4)
-            self._slots[slot, depth] = storage
-        features = storage[:size].view(count + 1, pitch)
-        features[count] = 0.0
-        return features
-
-    def convolve(
-        self,
-        sources: Sequence[Source],
-        count: int,
-        outputs: int,
-        *,
-        raw: Tensor | None = None,
-        into: Sequence[tuple[Tensor, _Norm]] = (),
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        rows: Tensor | None = None,
-        relu: bool = False,
-    ) -> None:
-        """One call of the kernel.
-
-        Args:
-            sources: what is summed over.
-            count: output rows.
-            outputs: output channels.
-            raw: where to write the sums, after `relu` if asked for.
-            into: where to write the sums after a norm and ReLU.
-            bias: [pitch].
-            residual: added to the sums; may be `raw`.
-            rows: int64 [count], output rows; None for all in order.
-            relu: see `raw`.
-        """
-        listed = (_Source * len(sources))(
-            *(_describe(features, table, weights) for features, table, weights in sources)
-        )
-        activations = (_Activation * _MOST_ACTIVATIONS)(
-            *(
-                _Activation(x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1])
-                for x, n in into
-            )
-        )
-        call = _Convolution(
-            listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
-            _pointer(raw), _pitch(raw), activations, _pointer(rows), count, padded(outputs),
-            relu, self._threads,
-        )  # fmt: skip
-        self._kernels.call.sr_convolve(ctypes.byref(call))
-
-
-def _describe(features: Tensor, table: Tensor | None, weights: Tensor) -> _Source:
-    taps = 1 if table is None else table.shape[1]
-    return _Source(
-        features.data_ptr(), _pointer(table), weights.data_ptr(), features.shape[1], taps,
-        weights.shape[0] // taps,
-    )  # fmt: skip
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _pitch(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.shape[1]
 
 
 @dataclass(frozen=True)
@@ -211,26 +63,26 @@ class _Block:
         self._name = name
         bounds = [sum(parts[:i]) for i in range(len(parts) + 1)]
         slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        self.enter = tuple(_Norm.of(block.norm1, part) for part in slices)
-        scale, shift = _scale_and_shift(block.norm2)
+        self.enter = tuple(_activation(block.norm1, part) for part in slices)
+        scale, shift = block.norm2.folded()
         kernel1 = block.conv1.kernel.detach() * scale.detach()
         self._conv1 = [_Kernel(kernel1[:, part]) for part in slices]
-        self._bias1 = _pad_last(shift)
+        self._bias1 = pad_channels(shift)
         self._conv2 = _Kernel(block.conv2.kernel.detach())
         self._width = kernel1.shape[2]
         self._shortcut = None
         if isinstance(block.shortcut, nn.Linear):
             weight = block.shortcut.weight.detach().t()
-            self._shortcut = [_pad_last(weight[part]) for part in slices]
+            self._shortcut = [pad_channels(weight[part]) for part in slices]
 
     def __call__(
         self,
         parts: tuple[Tensor, ...],
         active: tuple[Tensor, ...],
         links: Links,
-        run: _Runner,
+        run: Convolver,
         depth: int,
-        norms: Sequence[_Norm],
+        norms: Sequence[Activation],
     ) -> _Stream:
         """Raw and activated parts -> the block's result, activated by each of `norms`."""
         (gather,) = links.forward
@@ -271,9 +123,9 @@ class _Level:
         if level.below is not None:
             deep = level.down.kernel.shape[2]
             self._below = _Level(level.below, deep)
-            self._down_enter = _Norm.of(level.down_norm)
+            self._down_enter = _activation(level.down_norm)
             self._down = _Kernel(level.down.kernel.detach())
-            self._up_enter = _Norm.of(level.up_norm)
+            self._up_enter = _activation(level.up_norm)
             self._up = _Kernel(level.up.kernel.detach())
             self._after = [
                 _Block(block, [width, width] if i == 0 else [width], f"after {i}")  # type: ignore[arg-type]
@@ -281,12 +133,12 @@ class _Level:
             ]
 
     @property
-    def enter(self) -> _Norm:
+    def enter(self) -> Activation:
         """The norm that the level's input is wanted in."""
         return self._before[0].enter[0]
 
     def __call__(
-        self, x: _Stream, plan: SparsePlan, run: _Runner, depth: int, exits: _Norm
+        self, x: _Stream, plan: SparsePlan, run: Convolver, depth: int, exits: Activation
     ) -> _Stream:
         """Input, activated by `enter` -> output, activated by `exits`; overwrites `x.raw`."""
         here = plan.levels[depth]
@@ -303,7 +155,7 @@ class _Level:
         return _chain(others, x, here.same, run, depth, [exits])
 
     def _descend(
-        self, below: _Level, x: Tensor, down: Links, plan: SparsePlan, run: _Runner, depth: int
+        self, below: _Level, x: Tensor, down: Links, plan: SparsePlan, run: Convolver, depth: int
     ) -> Tensor:
         (gather,) = down.forward
         count, width = down.outputs, below.width
@@ -315,30 +167,25 @@ class _Level:
         )  # fmt: skip
         return below(_Stream(raw, (active,)), plan, run, depth + 1, self._up_enter).active[0]
 
-    def _ascend(self, deep: Tensor, up: Links, run: _Runner, depth: int) -> tuple[Tensor, Tensor]:
+    def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
         raw = run.take("up raw", depth, up.outputs, self.width)
         active = run.take("up active", depth, up.outputs, self.width)
         for gather in up.forward:
-            self._ascend_rows(deep, gather, run, raw, active)
+            run.convolve(
+                [(deep, gather.table, self._up.for_taps(gather.taps))],
+                gather.table.shape[0], self.width, raw=raw, rows=gather.rows,
+                into=[(active, self._after[0].enter[1])],
+            )  # fmt: skip
         return raw, active
-
-    def _ascend_rows(
-        self, deep: Tensor, gather: Gather, run: _Runner, raw: Tensor, active: Tensor
-    ) -> None:
-        run.convolve(
-            [(deep, gather.table, self._up.for_taps(gather.taps))],
-            gather.table.shape[0], self.width, raw=raw, rows=gather.rows,
-            into=[(active, self._after[0].enter[1])],
-        )  # fmt: skip
 
 
 def _chain(
     blocks: Sequence[_Block],
     x: _Stream,
     links: Links,
-    run: _Runner,
+    run: Convolver,
     depth: int,
-    last: Sequence[_Norm],
+    last: Sequence[Activation],
 ) -> _Stream:
     """Blocks of one part each, one after another."""
     for i, block in enumerate(blocks):
@@ -359,16 +206,16 @@ class CompiledUNet:
     """
 
     def __init__(self, unet: SparseUNet, kernels: Kernels, *, threads: int) -> None:
-        self._run = _Runner(kernels, threads)
+        self._run = Convolver(kernels, threads)
         unet = copy.deepcopy(unet)
         stem = unet.stem.kernel.detach()
         self._inputs, self._width = stem.shape[1], stem.shape[2]
         self._stem = _Kernel(stem)
         self._levels = _Level(unet.levels, self._width)
-        self._exit = _Norm.of(unet.norm)
+        self._exit = _activation(unet.norm)
         self._classes = unet.head.out_features
-        self._head = _pad_last(unet.head.weight.t())
-        self._bias = _pad_last(unet.head.bias)
+        self._head = pad_channels(unet.head.weight.t())
+        self._bias = pad_channels(unet.head.bias)
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:

@@ -32,7 +32,7 @@ class SiteIndex(Protocol):
     def down_table(self, coarse: Self) -> Tensor:
         """int32 [M, 9]: the site at 2 * place + tap of each of M coarse sites."""
 
-    def up_table(self, coarse: Self, parity: tuple[int, int], taps: int) -> tuple[Tensor, Tensor]:
+    def up_table(self, coarse: Self, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Sites of one parity, int64 [M], and the coarse sites they draw on, int32 [M, T].
 
         Even coordinates meet taps 0 and 2, odd ones tap 1 only; through tap t the coordinate f
@@ -90,9 +90,7 @@ class IndexMap:
         corner = self._cells(coarse._batch, 2 * coarse._row, 2 * coarse._column)
         return self._look_up(corner, [(tap % 3, tap // 3) for tap in range(TAPS)])
 
-    def up_table(
-        self, coarse: IndexMap, parity: tuple[int, int], taps: int
-    ) -> tuple[Tensor, Tensor]:
+    def up_table(self, coarse: IndexMap, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """See `SiteIndex`."""
         of_parity = (self._row % 2 == parity[0]) & (self._column % 2 == parity[1])
         rows = of_parity.nonzero().view(-1)
@@ -104,5 +102,4 @@ class IndexMap:
         )
         row_steps, column_steps = ((0,) if odd else (0, -1) for odd in parity)
         steps = [(row, column) for column in column_steps for row in row_steps]
-        assert len(steps) == taps
         return rows, coarse._look_up(cells, steps)

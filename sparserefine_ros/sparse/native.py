@@ -49,10 +49,7 @@ class _Affine:
 
     @classmethod
     def of(cls, norm: SiteNorm) -> _Affine:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        return cls(scale, norm.bias - norm.running_mean * scale)
+        return cls(*norm.folded())
 
     def relu_padded(self, workspace: _Workspace, *parts: Tensor) -> Tensor:
         """max(0, scale * x + shift) of the concatenated parts [N, c_i], padded."""

@@ -16,6 +16,7 @@ Shape legend: B pictures; H, W grid of a level; N sites of a level; T taps of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -110,7 +111,16 @@ def build_plan(
         bounds: an output of a strided convolution needs its whole 3x3 window inside the image
             ("image"), or inside the bounding box of all active sites ("data", as the reference
             release does). Sites beyond the last window receive zeros from below.
+
+    Raises:
+        ValueError: a site lies outside the grid.
     """
+    cells = math.prod(grid)
+    if sites.numel() and not (int(sites.min()) >= 0 and int(sites.max()) < cells):
+        raise ValueError(
+            f"expected sites of 0 .. {cells - 1} for a grid of {grid}, "
+            f"got {int(sites.min())} .. {int(sites.max())}"
+        )
     levels = []
     index = _index(sites, grid)
     for _ in range(depth - 1):
@@ -156,4 +166,4 @@ def _up_gathers(fine: SiteIndex, coarse: SiteIndex) -> Iterator[Gather]:
     for parity in ((0, 0), (0, 1), (1, 0), (1, 1)):
         row_taps, column_taps = ((1,) if odd else (0, 2) for odd in parity)
         taps = tuple(row + 3 * column for column in column_taps for row in row_taps)
-        yield Gather(*fine.up_table(coarse, parity, len(taps)), taps)
+        yield Gather(*fine.up_table(coarse, parity), taps)

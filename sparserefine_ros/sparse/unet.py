@@ -42,6 +42,13 @@ class SiteNorm(nn.BatchNorm1d):
         )  # fmt: skip
         return F.relu(y)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift [channels] that do, with the running statistics, what the norm does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = self.weight.detach() / torch.sqrt(self.running_var + self.eps)
+        return scale, self.bias.detach() - self.running_mean * scale
+
 
 class ResidualBlock(nn.Module):
     """Shortcut + norm-ReLU-conv-norm-ReLU-conv (He et al., "Identity Mappings", 2016)."""

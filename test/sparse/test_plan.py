@@ -127,3 +127,9 @@ def test_bounds_differ_where_trailing_rows_are_inactive() -> None:
         for bounds in ("image", "data")
     )
     assert (image, data) == (4, 1)
+
+
+@pytest.mark.parametrize("site", [-1, 2 * 5 * 7, 10**12])
+def test_sites_outside_the_grid_are_refused(site: int) -> None:
+    with pytest.raises(ValueError, match=r"expected sites of 0 \.\. 69"):
+        build_plan(torch.tensor([3, site]).sort().values, (2, 5, 7), 2)

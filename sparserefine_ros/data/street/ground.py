@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sparserefine_ros.data.street.buildings import Building
 from sparserefine_ros.data.street.canvas import FARTHEST_M, Canvas, Colour
 from sparserefine_ros.data.street.cars import Car
 from sparserefine_ros.data.street.layout import SIDE_ROAD_M, STRETCH_M, block_kind
+from sparserefine_ros.data.street.plants import Tree
 from sparserefine_ros.data.street.style import Style, seeded
 from sparserefine_ros.data.street.textures import noise_tile
 from sparserefine_ros.data.street.things import (
@@ -20,9 +22,7 @@ from sparserefine_ros.data.street.things import (
     SIDEWALK,
     SKY,
     TREE,
-    Building,
     Thing,
-    Tree,
 )
 
 _STEP_M = 6.0

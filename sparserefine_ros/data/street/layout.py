@@ -12,9 +12,12 @@ from typing import Final, Literal
 
 import numpy as np
 
+from sparserefine_ros.data.street.buildings import Building
 from sparserefine_ros.data.street.canvas import FARTHEST_M, Colour
 from sparserefine_ros.data.street.cars import Car, CarShape
+from sparserefine_ros.data.street.furniture import Fence, Pole
 from sparserefine_ros.data.street.people import Clothes, Cyclist, Pedestrian
+from sparserefine_ros.data.street.plants import Hedge, Tree
 from sparserefine_ros.data.street.style import Style, pick_colour, seeded
 from sparserefine_ros.data.street.textures import (
     BARE_SPRITES,
@@ -23,7 +26,7 @@ from sparserefine_ros.data.street.textures import (
     bare_sprite,
     leafy_sprite,
 )
-from sparserefine_ros.data.street.things import Building, Fence, Hedge, Pole, Thing, Tree
+from sparserefine_ros.data.street.things import Thing
 
 STRETCH_M: Final = 24.0
 SIDE_ROAD_M: Final = 8.0

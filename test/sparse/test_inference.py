@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The two folded networks for inference, `sparse.native` and `sparse.compiled`."""
+
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -9,12 +12,15 @@ from conftest import random_statistics
 from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
+from sparserefine_ros.kernels.library import Kernels
+from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import Bounds, build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
 
 MASKS = example_masks()
 INPUTS, CLASSES = 4, 3
+Make: TypeAlias = Callable[[SparseUNet], NativeUNet | CompiledUNet]
 
 # Float32 with the norms folded into the weights: about ten layers, each within a few 1e-6 of the
 # largest activation.
@@ -42,6 +48,14 @@ def make_unet(**options: Any) -> SparseUNet:
     return unet.eval()
 
 
+@pytest.fixture(params=["pytorch", "compiled"])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "pytorch":
+        return NativeUNet
+    kernels = request.getfixturevalue("kernels")
+    return lambda unet: CompiledUNet(unet, kernels, threads=2)
+
+
 def make_features(mask: Tensor, seed: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(int(mask.sum()), INPUTS, generator=generator)
@@ -55,11 +69,11 @@ def oracle_logits(unet: SparseUNet, features: Tensor, mask: Tensor, bounds: str)
 
 @pytest.mark.parametrize("bounds", ["image", "data"])
 @pytest.mark.parametrize("name", MASKS)
-def test_equals_the_training_network_and_the_oracle(name: str, bounds: Bounds) -> None:
+def test_equals_the_training_network_and_the_oracle(name: str, bounds: Bounds, make: Make) -> None:
     mask, unet = MASKS[name], make_unet()
     plan = build_plan(sites_of(mask), grid_of(mask), unet.depth, bounds=bounds)
     features = make_features(mask)
-    logits = NativeUNet(unet)(features, plan)
+    logits = make(unet)(features, plan)
     assert logits.shape == (int(mask.sum()), CLASSES)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, unet(features, plan), **TOLERANCE)
@@ -71,16 +85,16 @@ def test_equals_the_training_network_and_the_oracle(name: str, bounds: Bounds) -
     [{"widths": (5,)}, {"widths": (4, 8), "blocks": 1}, {"widths": (3, 4, 5, 6), "blocks": 3}],
     ids=["one-level", "one-block", "four-levels"],
 )
-def test_other_sizes_of_network(options: dict[str, Any]) -> None:
+def test_other_sizes_of_network(options: dict[str, Any], make: Make) -> None:
     mask, unet = MASKS["odd"], make_unet(**options)
     plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
     features = make_features(mask)
-    torch.testing.assert_close(NativeUNet(unet)(features, plan), unet(features, plan), **TOLERANCE)
+    torch.testing.assert_close(make(unet)(features, plan), unet(features, plan), **TOLERANCE)
 
 
-def test_buffers_are_reused_across_sizes_without_traces() -> None:
+def test_buffers_are_reused_across_sizes_without_traces(make: Make) -> None:
     unet = make_unet()
-    native = NativeUNet(unet)
+    folded = make(unet)
     names = [
         "sparse",
         "full",
@@ -95,18 +109,18 @@ def test_buffers_are_reused_across_sizes_without_traces() -> None:
         mask = MASKS[name]
         plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
         features = make_features(mask, seed)
-        first = native(features, plan)
+        first = folded(features, plan)
         torch.testing.assert_close(first, oracle_logits(unet, features, mask, "image"), **TOLERANCE)
         kept = first.clone()
-        assert torch.equal(native(features, plan), kept)
+        assert torch.equal(folded(features, plan), kept)
         assert torch.equal(first, kept)
 
 
-def test_leaves_its_input_alone_and_wants_no_gradient() -> None:
+def test_leaves_its_input_alone_and_wants_no_gradient(make: Make) -> None:
     mask, unet = MASKS["odd"], make_unet()
     features = make_features(mask)
     before = features.clone()
-    logits = NativeUNet(unet)(features, build_plan(sites_of(mask), grid_of(mask), unet.depth))
+    logits = make(unet)(features, build_plan(sites_of(mask), grid_of(mask), unet.depth))
     assert torch.equal(features, before)
     assert not logits.requires_grad
 
@@ -120,16 +134,30 @@ def test_many_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(NativeUNet(unet)(features, plan), whole, **TOLERANCE)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("widths", [(16, 24), (33, 70, 100)], ids=str)
+def test_wide_networks_and_any_number_of_threads(
+    widths: tuple[int, ...], threads: int, kernels: Kernels
+) -> None:
+    unet = make_unet(widths=widths, blocks=1)
+    mask = torch.rand(2, 1, 61, 83, generator=torch.Generator().manual_seed(5)) < 0.4
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    logits = CompiledUNet(unet, kernels, threads=threads)(features, plan).clone()
+    torch.testing.assert_close(logits, unet(features, plan), rtol=3e-4, atol=3e-4)
+    assert torch.equal(logits, CompiledUNet(unet, kernels, threads=1)(features, plan))
+
+
 @pytest.mark.parametrize("used_before", [False, True], ids=["fresh", "used"])
-def test_is_a_copy_that_further_training_does_not_change(used_before: bool) -> None:
+def test_is_a_copy_that_further_training_does_not_change(used_before: bool, make: Make) -> None:
     mask, unet = MASKS["odd"], make_unet()
     plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
     features = make_features(mask)
     expected = unet(features, plan).detach()
-    native = NativeUNet(unet)
+    folded = make(unet)
     if used_before:
-        native(features, plan)
+        folded(features, plan)
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.zero_()
-    torch.testing.assert_close(native(features, plan), expected, **TOLERANCE)
+    torch.testing.assert_close(folded(features, plan), expected, **TOLERANCE)
