@@ -86,7 +86,7 @@ def make_tiny_bundle(folder: Path, *, sharpness: float = 1.0) -> Path:
         ),
     )
     assert spec.refiner is not None
-    refiner = Refiner(spec.refiner, len(CLASSES))
+    refiner = Refiner(spec.refiner, spec.refiner_channels(), len(CLASSES))
     random_statistics(refiner)
     save_refiner(refiner, sources / "refiner.safetensors")
     names = ("dense.onnx", "refiner.safetensors")

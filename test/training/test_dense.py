@@ -20,6 +20,7 @@ from sparserefine_ros.training.recipe import (
     AugmentationRecipe,
     DataSource,
     DenseRecipe,
+    ResidualEncoderRecipe,
     Schedule,
 )
 
@@ -32,10 +33,9 @@ def make_recipe(**changes: Any) -> DenseRecipe:
         "licence": "none",
         "train": (DataSource(data=DATA, repeat=2),),
         "validate_on": DATA,
-        "stem": 4,
-        "widths": (6, 8),
-        "blocks": 1,
+        "encoder": ResidualEncoderRecipe(kind="residual", stem=4, widths=(6, 8), blocks=1),
         "ladder": 6,
+        "features": 5,
         "schedule": Schedule(
             epochs=2, batch_size=3, learning_rate=0.01, validate_every=1, workers=0
         ),
