@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, ClassSpec
-from sparserefine_ros.data.datasets import CLASS_NAMES, iterate, open_dataset
+from sparserefine_ros.data.datasets import iterate, open_dataset
+from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
