@@ -4,6 +4,7 @@
 #include "convolve.h"
 #include "fuse.h"
 #include "gradient.h"
+#include "normalise.h"
 #include "plan.h"
 
 extern "C" {
@@ -11,6 +12,26 @@ extern "C" {
 void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
 
 void sr_weight_gradient(const SrWeightGradient *gradient) { sr::weight_gradient(*gradient); }
+
+void sr_norm_moments(const float *x, const float *pivot, int64_t count, int64_t channels,
+                     double *sums, int64_t parts) {
+  sr::norm_moments(x, pivot, count, channels, sums, parts);
+}
+
+void sr_norm_apply(const float *x, const float *scale, const float *shift, int64_t count,
+                   int64_t channels, float *y, int64_t parts) {
+  sr::norm_apply(x, scale, shift, count, channels, y, parts);
+}
+
+void sr_norm_gradient_moments(const float *x, const float *y, const float *g, const float *mean,
+                              int64_t count, int64_t channels, double *sums, int64_t parts) {
+  sr::norm_gradient_moments(x, y, g, mean, count, channels, sums, parts);
+}
+
+void sr_norm_gradient(const float *x, const float *y, const float *g, const float *coefficients,
+                      int64_t count, int64_t channels, float *out, int64_t parts) {
+  sr::norm_gradient(x, y, g, coefficients, count, channels, out, parts);
+}
 
 void sr_summarise(const float *logits, int64_t classes, int64_t count, int64_t pitch,
                   const SrSummary *out, int64_t threads) {

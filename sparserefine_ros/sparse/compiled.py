@@ -23,8 +23,9 @@ from sparserefine_ros.kernels.convolution import Activation, Convolver, Source, 
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.convolve import stacked_taps
 from sparserefine_ros.sparse.index import TAPS
+from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Links, SparsePlan
-from sparserefine_ros.sparse.unet import ResidualBlock, SiteNorm, SparseUNet, UNetLevel
+from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
 
 _ALL_TAPS: Final = tuple(range(TAPS))
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sparserefine_ros.sparse.convolve import apply_gather, stacked_taps, with_none_row
+from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Gather, Links, SparsePlan
-from sparserefine_ros.sparse.unet import ResidualBlock, SiteNorm, SparseConv, SparseUNet, UNetLevel
+from sparserefine_ros.sparse.unet import ResidualBlock, SparseConv, SparseUNet, UNetLevel
 
 
 class _Workspace:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparserefine_ros.sparse.convolve import convolve
 from sparserefine_ros.sparse.index import TAPS
+from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Links, SparsePlan
 
 
@@ -28,26 +28,6 @@ class SparseConv(nn.Module):
     def forward(self, x: Tensor, links: Links) -> Tensor:
         """[links.inputs, inputs] -> [links.outputs, outputs]."""
         return convolve(x, self.kernel, links)
-
-
-class SiteNorm(nn.BatchNorm1d):
-    """Batch norm over the sites, then ReLU; statistics stand still when fewer than two came."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, channels] -> [N, channels], not negative."""
-        batch = self.training and x.shape[0] > 1
-        y = F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, batch,
-            self.momentum or 0.0, self.eps,
-        )  # fmt: skip
-        return F.relu(y)
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift [channels] that do, with the running statistics, what the norm does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        scale = self.weight.detach() / torch.sqrt(self.running_var + self.eps)
-        return scale, self.bias.detach() - self.running_mean * scale
 
 
 class ResidualBlock(nn.Module):

@@ -7,8 +7,9 @@ from conftest import random_statistics
 from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
+from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Bounds, build_plan
-from sparserefine_ros.sparse.unet import SiteNorm, SparseUNet
+from sparserefine_ros.sparse.unet import SparseUNet
 
 MASKS = example_masks()
 INPUTS, CLASSES = 4, 3
