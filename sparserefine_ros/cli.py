@@ -181,6 +181,7 @@ def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     shard, shards = parse_shard(options.shard)
     dataset = open_dataset(options.data, options.split)
     bundle, how = _open_bundle(options), _options(options)
+    gallery = Gallery(bundle, dataset, how, options.pictures)
     dense_full = None
     if options.dense_full is not None:
         named = options.dense_full
@@ -194,7 +195,7 @@ def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         subset=Subset(options.limit, shard, shards),
         processes=options.processes,
     )
-    return evaluation, Gallery(bundle, dataset, how, options.pictures)
+    return evaluation, gallery
 
 
 def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -136,10 +136,12 @@ def _classes(evaluation: Evaluation) -> str:
 def _plots(evaluation: Evaluation) -> Iterable[str]:
     curve = evaluation.tally.curve
     scores, nats = curve.scores(), curve.thresholds.tolist()
+    # A logarithmic axis has no place for the first threshold, which is 0.
+    swept = list(zip(nats, scores, strict=True))[1:]
     lines = [
-        Line("density", [(t, s.density) for t, s in zip(nats, scores, strict=True) if t > 0]),
-        Line("recall", [(t, s.recall) for t, s in zip(nats, scores, strict=True) if t > 0]),
-        Line("precision", [(t, s.precision) for t, s in zip(nats, scores, strict=True) if t > 0]),
+        Line("density", [(t, s.density) for t, s in swept]),
+        Line("recall", [(t, s.recall) for t, s in swept]),
+        Line("precision", [(t, s.precision) for t, s in swept if s.density > 0]),
     ]
     nats_axis = Axis("entropy threshold, nats", nats[1], nats[-1], logarithmic=True)
     threshold = evaluation.setting.entropy_threshold_nats

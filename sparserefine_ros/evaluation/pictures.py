@@ -26,6 +26,7 @@ from sparserefine_ros.selection import expand_map
 
 LEGEND_FILE: Final = "legend.png"
 
+_CHANGES: Final = "changes"
 _WIDTH: Final = 640
 _WANTED: Final = frozenset({Map.LABELS, Map.DENSE_LABELS, Map.REFINED})
 
@@ -39,12 +40,19 @@ class Gallery:
         dataset: as evaluated.
         options: as evaluated.
         count: frames to draw, the worst first.
+
+    Raises:
+        ConfigurationError: the count is negative.
     """
 
     bundle: Bundle
     dataset: SegmentationDataset
     options: PipelineOptions
     count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigurationError(f"expected 0 or more pictures, got {self.count}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ def draw_frames(
         stem = f"{frame.index:05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', frame.name)}"
         files = {}
         for caption, picture in pictures.items():
-            files[caption] = f"{stem}_{caption.replace(' ', '_')}.jpg"
+            # JPEG would blur single pixels of one colour.
+            kind = "png" if caption == _CHANGES else "jpg"
+            files[caption] = f"{stem}_{caption}.{kind}"
             _write(folder / files[caption], picture)
         drawn.append(FramePictures(frame, files))
     return drawn
@@ -99,7 +109,7 @@ def _draw(
         "refined": draw_overlay(image, labels, palette, refined=prediction.refined),
         "truth": draw_overlay(image, sample.labels, palette),
         "entropy": draw_entropy(entropy, max_nats=math.log(len(bundle.class_names))),
-        "changes": draw_changes(sample.labels, dense_labels, labels, ignored_label=IGNORED_LABEL),
+        _CHANGES: draw_changes(sample.labels, dense_labels, labels, ignored_label=IGNORED_LABEL),
     }
     return {caption: narrow(picture, _WIDTH) for caption, picture in pictures.items()}
 

@@ -16,9 +16,9 @@ _WIDTH: Final = 460
 _HEIGHT: Final = 320
 _LEFT: Final = 56
 _RIGHT: Final = 16
-_TOP: Final = 14
+_TOP: Final = 34
 _BOTTOM: Final = 46
-_LEGEND_LINE: Final = 17
+_LEGEND_STEP: Final = 105
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _draw_line(line: Line, colour: str, x: Axis, y: Axis) -> list[str]:
 
 
 def _draw_legend_entry(name: str, index: int) -> list[str]:
-    left, down = _LEFT + 10, _TOP + 16 + index * _LEGEND_LINE
+    left, down = _LEFT + index * _LEGEND_STEP, _TOP - 14
     colour = COLOURS[index % len(COLOURS)]
     return [
         f'<path d="M{left} {down - 4}h18" stroke="{colour}" stroke-width="3"/>',
