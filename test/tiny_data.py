@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from conftest import smooth_picture
 
@@ -28,3 +30,12 @@ class TinyData:
         )
         labels = blocks.repeat(10, 0).repeat(11, 1)
         return Sample(f"tiny <{index}>", smooth_picture(30, 44, seed=index), labels)
+
+
+class Deadly(TinyData):
+    """Ends the process that reads its second picture."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 1:
+            os._exit(3)
+        return super().__getitem__(index)

@@ -54,8 +54,7 @@ def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) 
     """
     prepare_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        old.mkdir()
+        new = Path(scratch) / "new"
         (new / PICTURES).mkdir(parents=True)
         drawn = []
         if gallery is not None:
@@ -64,8 +63,25 @@ def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) 
         write_json(evaluation, new / SCORES)
         write_csv(evaluation, new / TABLE)
         write_aside(new / PAGE, build_page(evaluation, drawn, pictures=PICTURES))
-        for name in (PICTURES, SCORES, TABLE, PAGE):
-            if (folder / name).exists():
-                (folder / name).rename(old / name)
-            (new / name).rename(folder / name)
+        try:
+            _put_in_place(new, folder, Path(scratch) / "old")
+        except OSError as err:
+            raise ConfigurationError(
+                f"cannot replace the report in {folder}: {err.strerror}; choose another folder"
+            ) from err
     return folder / PAGE
+
+
+def _put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Move the report to its folder, and the earlier pictures to `old`, or back on failure."""
+    pictures = folder / PICTURES
+    if pictures.exists():
+        pictures.rename(old)
+    try:
+        (new / PICTURES).rename(pictures)
+    except OSError:
+        if old.exists():
+            old.rename(pictures)
+        raise
+    for name in (SCORES, TABLE, PAGE):
+        (new / name).replace(folder / name)

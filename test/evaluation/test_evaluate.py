@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_bundle, smooth_picture
-from tiny_data import TinyData
+from tiny_data import Deadly, TinyData
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import Street
-from sparserefine_ros.errors import ConfigurationError, ModelOutputError
+from sparserefine_ros.errors import ConfigurationError, ModelOutputError, SparseRefineError
 from sparserefine_ros.evaluation.boundary import keep_near_edges
 from sparserefine_ros.evaluation.calibration import Calibration
 from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
@@ -135,6 +135,11 @@ def test_errors_of_another_process_arrive(bundle: Bundle) -> None:
     broken = Bundle(bundle.folder, bundle.spec.model_copy(update={"dense": dense}), bundle.digest)
     with pytest.raises(ModelOutputError, match=r"correct output\.stride"):
         evaluate(broken, TinyData(), ONE_THREAD, processes=2)
+
+
+def test_the_end_of_another_process_is_reported(bundle: Bundle) -> None:
+    with pytest.raises(SparseRefineError, match=r"a process .* ended, .* fewer than 2 processes"):
+        evaluate(bundle, Deadly(), ONE_THREAD, processes=2)
 
 
 def test_another_bundle_gives_the_full_resolution_column(bundle: Bundle, tmp_path: Path) -> None:

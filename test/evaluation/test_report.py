@@ -149,6 +149,12 @@ def test_a_failure_leaves_the_earlier_report(
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
+def test_a_place_that_is_taken(whole: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ConfigurationError, match=r"cannot replace the report in .*directory"):
+        write_report(whole, tmp_path, None)
+
+
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"folder that can be written to.*choose another"):

@@ -118,5 +118,5 @@ class TestMistakes:
 
     def test_place_that_cannot_be_written(self, whole: Evaluation, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigurationError, match="cannot write .*; choose another place"):
+        with pytest.raises(ConfigurationError, match=r"cannot write .*; choose another place"):
             write_json(whole, tmp_path / "file" / "scores.json")
