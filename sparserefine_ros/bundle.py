@@ -31,7 +31,7 @@ BUNDLE_FILE: Final = "bundle.yaml"
 FORMAT: Final = 1
 UNSEALED: Final = "0" * 64
 
-InputFeature = Literal["rgb", "logits"]
+InputFeature = Literal["rgb", "logits", "features"]
 PlanBounds = Literal["image", "data"]
 EnsemblerKind = Literal["gated", "entropy", "direct"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -126,12 +126,27 @@ class DenseOutputSpec(Record):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
+class DenseFeaturesSpec(Record):
+    """A second output of the dense model: the features its classifier sees.
+
+    Attributes:
+        name: graph output.
+        channels: F.
+        layout: NCHW or NHWC; the size is the output's own.
+    """
+
+    name: str
+    channels: PositiveInt
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+
 class DenseSpec(Record):
-    """The dense model: an ONNX file, its input and its output."""
+    """The dense model: an ONNX file, its input, its output, and its features where it has them."""
 
     file: FileSpec
     input: DenseInput
     output: DenseOutputSpec = DenseOutputSpec()
+    features: DenseFeaturesSpec | None = None
 
 
 class SelectorSpec(Record):
@@ -180,10 +195,6 @@ class RefinerSpec(Record):
         """Channel order and statistics."""
         return Normalisation(self.channel_order, self.mean, self.std)
 
-    def input_channels(self, classes: int) -> int:
-        """Number of features per pixel."""
-        return sum({"rgb": 3, "logits": classes}[feature] for feature in self.inputs)
-
 
 class BundleSpec(Record):
     """Content of `bundle.yaml`.
@@ -217,12 +228,25 @@ class BundleSpec(Record):
             raise ValueError("expected unique class names")
         if self.refiner is not None and self.selector is None:
             raise ValueError("expected a selector beside the refiner")
+        if self.refiner and "features" in self.refiner.inputs and self.dense.features is None:
+            raise ValueError("expected dense.features for a refiner whose inputs name features")
         if self.selector and self.selector.threshold_nats > math.log(len(names)):
             raise ValueError(
                 "expected selector.threshold_nats of at most log(classes) = "
                 f"{math.log(len(names)):.3f}"
             )
         return self
+
+    def uses_features(self) -> bool:
+        """Whether a stage after the dense model needs its features."""
+        return self.refiner is not None and "features" in self.refiner.inputs
+
+    def refiner_channels(self) -> int:
+        """Number of features per pixel that the refiner sees; 0 without a refiner."""
+        widths = {"rgb": 3, "logits": len(self.classes)}
+        if self.dense.features is not None:
+            widths["features"] = self.dense.features.channels
+        return sum(widths[name] for name in self.refiner.inputs) if self.refiner else 0
 
     def files(self) -> tuple[FileSpec, ...]:
         """Every file besides `bundle.yaml`."""

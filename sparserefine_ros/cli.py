@@ -125,7 +125,11 @@ def _train(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("evaluate", help="accuracy on labelled data")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="camvid:ROOT or street[:SEED[:COUNT[:WIDTHxHEIGHT]]]")
+    source.add_argument(
+        "--data",
+        help="KIND:ROOT, as camvid:ROOT, or street[:SEED[:COUNT[:WIDTHxHEIGHT]]]; "
+        "see docs/datasets.md",
+    )
     source.add_argument(
         "--merge", nargs="+", type=Path, metavar="JSON", help="join the scores of parts instead"
     )

@@ -35,9 +35,12 @@ class DenseOutput:
 
     Attributes:
         logits: float32 [C, h, w]. For a model that emits probabilities, log(clip(p, 1e-10)).
+        features: float32 [F, h', w'], what the model's classifier sees, at the model's own size;
+            None where nobody asked for them.
     """
 
     logits: torch.Tensor
+    features: torch.Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:

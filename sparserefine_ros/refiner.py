@@ -23,6 +23,7 @@ from sparserefine_ros.errors import BundleError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
+from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import build_plan
@@ -30,18 +31,21 @@ from sparserefine_ros.sparse.unet import SparseUNet
 
 
 class Refiner(nn.Module):
-    """Sparse UNet and ensembler, sized by a bundle's `refiner` section.
+    """Sparse UNet and ensembler.
+
+    Args:
+        spec: a bundle's `refiner` section.
+        channels: features per pixel I, see `BundleSpec.refiner_channels`.
+        classes: C.
 
     Attributes:
         unet: features [N, I] and a plan -> refined logits [N, C].
         ensembler: dense and refined logits [N, C] -> fused logits [N, C].
     """
 
-    def __init__(self, spec: RefinerSpec, classes: int) -> None:
+    def __init__(self, spec: RefinerSpec, channels: int, classes: int) -> None:
         super().__init__()
-        self.unet = SparseUNet(
-            spec.input_channels(classes), classes, widths=spec.widths, blocks=spec.blocks
-        )
+        self.unet = SparseUNet(channels, classes, widths=spec.widths, blocks=spec.blocks)
         self.ensembler = make_ensembler(spec.ensembler, classes)
 
 
@@ -53,14 +57,19 @@ class FeatureSampler:
         self._normaliser = Normaliser(spec.normalisation)
 
     def __call__(
-        self, image: NDArray[np.uint8], selection: Selection, dense_logits: Tensor
+        self,
+        image: NDArray[np.uint8],
+        dense: DenseOutput,
+        selection: Selection,
+        dense_logits: Tensor,
     ) -> Tensor:
         """Concatenate the features named in the bundle.
 
         Args:
             image: uint8 [H, W, 3] RGB, C-contiguous.
+            dense: the dense result, with features where the bundle names them.
             selection: N pixels.
-            dense_logits: float32 [N, C] at those pixels.
+            dense_logits: float32 [N, C] at those pixels, as `sample_dense` gives them.
 
         Returns:
             float32 [N, I].
@@ -69,17 +78,36 @@ class FeatureSampler:
         for name in self._inputs:
             if name == "rgb":
                 parts.append(self._normaliser.pixels_to_features(image, selection.pixels))
-            else:
+            elif name == "logits":
                 parts.append(dense_logits)
+            else:
+                assert dense.features is not None  # the segmenter returns what the bundle uses
+                parts.append(sample_dense(dense.features, selection))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def sample_dense_logits(dense: DenseOutput, selection: Selection) -> Tensor:
-    """Dense logits of the block each selected pixel lies in, float32 [N, C]."""
+def sample_dense(maps: Tensor, selection: Selection) -> Tensor:
+    """What dense maps hold for the block each selected pixel lies in, by nearest neighbour.
+
+    Args:
+        maps: float32 [K, h', w']: logits at low resolution, or features at any size.
+        selection: N pixels.
+
+    Returns:
+        float32 [N, K].
+    """
     mask = selection.low_res_mask.view(-1).numpy()
-    columns = dense.logits.view(dense.logits.shape[0], -1).numpy()
+    blocks = np.flatnonzero(mask)
+    low_res_size = selection.low_res_mask.shape
+    if maps.shape[1:] != low_res_size:
+        rows, columns = np.divmod(blocks, low_res_size[1])
+        row_of, column_of = (
+            nearest_index(full, low).numpy()
+            for full, low in zip(low_res_size, maps.shape[1:], strict=True)
+        )
+        blocks = row_of[rows] * maps.shape[2] + column_of[columns]
     # Each low-resolution pixel is fetched once, then its row is repeated over its block.
-    rows = np.ascontiguousarray(columns.take(np.flatnonzero(mask), axis=1).T)
+    rows = np.ascontiguousarray(maps.reshape(maps.shape[0], -1).numpy().take(blocks, axis=1).T)
     row_of = np.cumsum(mask, dtype=np.int32) - 1
     index = torch.from_numpy(row_of.take(selection.low_res_pixels.numpy()))
     return torch.from_numpy(rows).index_select(0, index)
@@ -120,8 +148,8 @@ class RefineStage:
                 selection.pixels, (1, *selection.full_size), self._depth, bounds=self._bounds
             )
         with clock("refine"):
-            dense_logits = sample_dense_logits(dense, selection)
-            features = self._sample_features(image, selection, dense_logits)
+            dense_logits = sample_dense(dense.logits, selection)
+            features = self._sample_features(image, dense, selection, dense_logits)
             refined_logits = self._unet(features, plan)
         with clock("fusion"):
             return self._fuse(dense_logits, refined_logits)
@@ -152,7 +180,7 @@ def load_refiner(bundle: Bundle) -> Refiner:
         weights = load_file(path)
     except (SafetensorError, OSError) as err:
         raise BundleError(f"{path} is not a readable safetensors file: {err}") from err
-    refiner = Refiner(spec, len(bundle.spec.classes))
+    refiner = Refiner(spec, bundle.spec.refiner_channels(), len(bundle.spec.classes))
     mistakes = _differences(refiner.state_dict(), weights)
     if mistakes:
         raise BundleError(

@@ -88,7 +88,7 @@ def make_tiny_bundle(
         ),
     )
     assert spec.refiner is not None
-    refiner = Refiner(spec.refiner, len(classes))
+    refiner = Refiner(spec.refiner, spec.refiner_channels(), len(classes))
     random_statistics(refiner)
     save_refiner(refiner, sources / "refiner.safetensors")
     names = ("dense.onnx", "refiner.safetensors")

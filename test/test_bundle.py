@@ -117,7 +117,7 @@ class TestOpen:
         assert spec.refiner is not None
         assert (spec.refiner.widths, spec.refiner.blocks) == ((8, 16, 32), 1)
         assert (spec.refiner.bounds, spec.refiner.ensembler) == ("data", "entropy")
-        assert spec.refiner.input_channels(2) == 5
+        assert spec.refiner_channels() == 5
         assert bundle.path(spec.dense.file) == folder / "dense.onnx"
         assert dict(spec.training)["data"] == ("camvid", "street")
 

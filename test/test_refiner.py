@@ -29,7 +29,7 @@ from sparserefine_ros.refiner import (
     Refiner,
     RefineStage,
     load_refiner,
-    sample_dense_logits,
+    sample_dense,
     save_refiner,
 )
 from sparserefine_ros.selection import selection_from_mask
@@ -65,7 +65,8 @@ def folder(tmp_path: Path) -> Path:
 class TestSampling:
     @pytest.mark.parametrize("order", ["RGB", "BGR"])
     @pytest.mark.parametrize(
-        "inputs", [("rgb",), ("logits",), ("rgb", "logits"), ("logits", "rgb")]
+        "inputs",
+        [("rgb",), ("logits",), ("rgb", "logits"), ("logits", "rgb"), ("features", "rgb")],
     )
     def test_features_in_the_order_of_the_bundle(
         self, inputs: tuple[str, ...], order: str, picture: NDArray[np.uint8]
@@ -81,30 +82,39 @@ class TestSampling:
         mask = torch.from_numpy(np.random.default_rng(1).random((9, 13)) < 0.4)
         selection = selection_from_mask(mask, picture.shape[:2])
         logits = torch.randn(selection.count, 3)
-        features = FeatureSampler(spec)(picture, selection, logits)
+        dense = DenseOutput(torch.zeros(3, 9, 13), torch.randn(5, 4, 6))
+        features = FeatureSampler(spec)(picture, dense, selection, logits)
         pixels = picture.reshape(-1, 3)[selection.pixels.numpy()].astype(np.float64)
         rgb = ((pixels if order == "RGB" else pixels[:, ::-1]) - MEAN) / STD
-        parts = {"rgb": rgb, "logits": logits.numpy()}
+        parts = {
+            "rgb": rgb,
+            "logits": logits.numpy(),
+            "features": sample_dense(dense.features, selection).numpy(),
+        }
         expected = np.concatenate([parts[name] for name in inputs], 1)
         assert features.dtype == torch.float32
-        assert features.shape[1] == spec.input_channels(3)
         np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("low", "full"), [((4, 6), (8, 12)), ((4, 6), (9, 13)), ((5, 4), (2, 3)), ((4, 4), (1, 1))]
     )
     @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-    def test_dense_logits_of_the_block(
-        self, low: tuple[int, int], full: tuple[int, int], share: float
+    @pytest.mark.parametrize("shrink", [1, 2, 3])
+    def test_dense_maps_of_the_block(
+        self, low: tuple[int, int], full: tuple[int, int], share: float, shrink: int
     ) -> None:
-        logits = torch.randn(3, *low, generator=torch.Generator().manual_seed(1))
+        height, width = -(-low[0] // shrink), -(-low[1] // shrink)
+        maps = torch.randn(3, height, width, generator=torch.Generator().manual_seed(1))
         mask = torch.from_numpy(np.random.default_rng(1).random(low) < share)
         selection = selection_from_mask(mask, full)
         expected = [
-            logits[:, p // full[1] * low[0] // full[0], p % full[1] * low[1] // full[1]].tolist()
-            for p in selection.pixels.tolist()
+            maps[:, row * height // low[0], column * width // low[1]].tolist()
+            for row, column in (
+                (p // full[1] * low[0] // full[0], p % full[1] * low[1] // full[1])
+                for p in selection.pixels.tolist()
+            )
         ]
-        found = sample_dense_logits(DenseOutput(logits), selection)
+        found = sample_dense(maps, selection)
         assert found.shape == (selection.count, 3)
         assert found.tolist() == expected
 
@@ -122,8 +132,8 @@ class TestStage:
         result = RefineStage(refiner, bundle)(picture, DenseOutput(logits), selection, clock)
         assert result is not None
         assert bundle.spec.refiner is not None
-        at = sample_dense_logits(DenseOutput(logits), selection)
-        features = FeatureSampler(bundle.spec.refiner)(picture, selection, at)
+        at = sample_dense(logits, selection)
+        features = FeatureSampler(bundle.spec.refiner)(picture, DenseOutput(logits), selection, at)
         plan = build_plan(selection.pixels, (1, 75, 101), 2)
         with torch.no_grad():
             probabilities = refiner.ensembler(at, refiner.unet(features, plan)).softmax(1)
@@ -167,7 +177,7 @@ class TestLoading:
         spec = RefinerSpec(
             file=FileSpec(path=WEIGHTS, sha256=NO_DIGEST), widths=(4, 6, 8), blocks=2
         )
-        refiner = Refiner(spec, 5)
+        refiner = Refiner(spec, 3, 5)
         random_statistics(refiner)
         save_refiner(refiner, tmp_path / WEIGHTS)
         assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]

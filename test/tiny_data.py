@@ -15,6 +15,7 @@ class TinyData:
     """Labels are random blocks, so that every class is sometimes right and often wrong."""
 
     class_names: tuple[str, ...] = ("road", "car", "sky")
+    colours: tuple[tuple[int, int, int], ...] = ((128, 64, 128), (64, 0, 128), (128, 128, 128))
 
     def __init__(self, count: int = 2) -> None:
         self._count = count

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.bundle import Bundle, DenseInput
+from sparserefine_ros.bundle import Bundle, DenseFeaturesSpec, DenseInput
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.records import DenseOutput
@@ -85,7 +85,12 @@ class OnnxRuntimeSegmenter:
         self._normaliser = Normaliser(self._spec.input.normalisation)
         graph_input = _named(session.get_inputs(), self._spec.input.name, "input", bundle)
         graph_output = _named(session.get_outputs(), self._spec.output.name, "output", bundle)
-        self._input_name, self._output_name = graph_input.name, graph_output.name
+        self._input_name, self._outputs = graph_input.name, [graph_output.name]
+        self._features = self._spec.features if bundle.spec.uses_features() else None
+        if self._features is not None:
+            found = _named(session.get_outputs(), self._features.name, "features", bundle)
+            _check_features_shape(found.shape, self._features, bundle)
+            self._outputs.append(found.name)
         if graph_input.type not in _DTYPES:
             raise BundleError(
                 f"{bundle.name}: expected a dense model with float32 or float16 input, "
@@ -117,11 +122,14 @@ class OnnxRuntimeSegmenter:
             network_input = np.ascontiguousarray(network_input.transpose(0, 2, 3, 1))
         network_input = network_input.astype(self._dtype, copy=False)
         try:
-            (raw,) = self._session.run([self._output_name], {self._input_name: network_input})
+            raw, *others = self._session.run(self._outputs, {self._input_name: network_input})
         except Exception as err:  # the engine raises bare subclasses of Exception
             raise ModelOutputError(f"the dense model failed: {err}") from err
         height, width = low_res_image.shape[:2]
-        return DenseOutput(torch.from_numpy(self._logits(np.asarray(raw), (height, width))))
+        logits = torch.from_numpy(self._logits(np.asarray(raw), (height, width)))
+        if self._features is None:
+            return DenseOutput(logits)
+        return DenseOutput(logits, _feature_maps(np.asarray(others[0]), self._features))
 
     def _logits(self, raw: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
         output = self._spec.output
@@ -146,6 +154,30 @@ class OnnxRuntimeSegmenter:
         if output.kind == "probabilities":
             np.log(np.clip(maps, 1e-10, None, out=maps), out=maps)
         return maps
+
+
+def _check_features_shape(shape: list[Any], spec: DenseFeaturesSpec, bundle: Bundle) -> None:
+    channels = shape[1 if spec.layout == "NCHW" else 3] if len(shape) == 4 else None
+    if len(shape) != 4 or (isinstance(channels, int) and channels != spec.channels):
+        raise BundleError(
+            f"{bundle.name}: expected 4-D features with {spec.channels} channels "
+            f"({spec.layout}), got {shape}; correct dense.features"
+        )
+
+
+def _feature_maps(raw: NDArray[Any], spec: DenseFeaturesSpec) -> torch.Tensor:
+    """One picture's features as float32 [F, h', w']."""
+    if spec.layout == "NHWC" and raw.ndim == 4:
+        raw = raw.transpose(0, 3, 1, 2)
+    if raw.ndim != 4 or raw.shape[:2] != (1, spec.channels) or 0 in raw.shape:
+        raise ModelOutputError(
+            f"expected dense features [1, {spec.channels}, rows, columns] ({spec.layout}), "
+            f"got {list(raw.shape)}; correct dense.features in bundle.yaml"
+        )
+    maps = np.ascontiguousarray(raw[0], dtype=np.float32)
+    if not np.isfinite(maps).all():
+        raise ModelOutputError("the dense model returned NaN or infinite features")
+    return torch.from_numpy(maps)
 
 
 def _named(candidates: list[Any], name: str | None, role: str, bundle: Bundle) -> Any:

@@ -28,6 +28,8 @@ class Segmenter(Protocol):
     def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
         """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
 
+        Features come along when the bundle's refiner or selector uses them.
+
         Raises:
             ModelOutputError: the model returned NaN, infinity or the wrong shape.
         """

@@ -26,7 +26,7 @@ from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, Prediction
-from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense_logits
+from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
 from sparserefine_ros.selection import expand_map, select_by_entropy
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.uncertainty import measure_uncertainty
@@ -183,8 +183,8 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
     if selection.count:
         refiner = load_refiner(bundle)
         plan = build_plan(selection.pixels, (1, *full_size), len(spec.widths), bounds=spec.bounds)
-        dense_logits = sample_dense_logits(dense, selection)
-        features = FeatureSampler(spec)(image, selection, dense_logits)
+        dense_logits = sample_dense(dense.logits, selection)
+        features = FeatureSampler(spec)(image, dense, selection, dense_logits)
         with torch.inference_mode():
             refined_logits = refiner.unet(features, plan)
             fused_logits = refiner.ensembler(dense_logits, refined_logits)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on the compiled kernels, and the memory it works in.
 
-Shape legend: N sites; T taps; I input channels. Features are float32 [N + 1, pitch]: the pitch is
-the number of channels rounded up to whole vectors, and the last row is zero, for missing links to
-point to.
+Shape legend: N sites; T taps; I input channels. Features are float32 [N, pitch]: the pitch is the
+number of channels, rounded up to whole vectors where a kernel writes. A missing link is row N.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -37,8 +37,10 @@ class Activation:
 class _Source(ctypes.Structure):
     _fields_ = [
         ("features", ctypes.c_void_p),
+        ("none", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
         ("pitch", ctypes.c_int64),
         ("taps", ctypes.c_int64),
         ("channels", ctypes.c_int64),
@@ -96,16 +98,14 @@ class Convolver:
         self._slots: dict[tuple[str, int], Tensor] = {}
 
     def take(self, slot: str, depth: int, count: int, channels: int) -> Tensor:
-        """Features [count + 1, pitch] with a last row of zeros, valid until taken again."""
+        """Features [count, pitch], valid until taken again."""
         pitch = padded(channels)
-        size = (count + 1) * pitch
+        size = count * pitch
         storage = self._slots.get((slot, depth))
         if storage is None or storage.numel() < size:
             storage = torch.empty(size + size // 4)
             self._slots[slot, depth] = storage
-        features = storage[:size].view(count + 1, pitch)
-        features[count] = 0.0
-        return features
+        return storage[:size].view(count, pitch)
 
     def convolve(
         self,
@@ -152,10 +152,17 @@ class Convolver:
 
 def _describe(features: Tensor, table: Tensor | None, weights: Tensor) -> _Source:
     taps = 1 if table is None else table.shape[1]
+    rows, pitch = features.shape
     return _Source(
-        features.data_ptr(), _pointer(table), weights.data_ptr(), features.shape[1], taps,
-        weights.shape[0] // taps,
+        features.data_ptr(), zeros(pitch).data_ptr(), _pointer(table), weights.data_ptr(),
+        rows, pitch, taps, weights.shape[0] // taps,
     )  # fmt: skip
+
+
+@functools.cache
+def zeros(channels: int) -> Tensor:
+    """What a missing link points to; read only."""
+    return torch.zeros(channels)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -11,8 +11,10 @@ extern "C" {
 // One input of a convolution: `taps` rows of `features` for each output row.
 struct SrSource {
   const float *features;  // [rows, pitch]
-  const int32_t *table;   // [count, taps] rows of `features`; null for "row m feeds output m"
+  const float *none;      // [channels] zeros, what a missing link points to
+  const int32_t *table;   // [count, taps], `rows` for "none"; null for "row m feeds output m"
   const float *weights;   // [taps, channels, outputs]
+  int64_t rows;
   int64_t pitch;
   int64_t taps;
   int64_t channels;
@@ -68,7 +70,7 @@ static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const SrSource &source,
     for (int r = 0; r < ROWS; ++r) {
       const int64_t row =
           source.table ? int64_t(source.table[site[r] * source.taps + tap]) : site[r];
-      input[r] = source.features + row * source.pitch;
+      input[r] = row < source.rows ? source.features + row * source.pitch : source.none;
     }
     int64_t i = 0;
     for (; i + 2 <= channels; i += 2, weights += 2 * outputs) {

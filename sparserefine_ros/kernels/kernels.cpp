@@ -3,11 +3,14 @@
 
 #include "convolve.h"
 #include "fuse.h"
+#include "gradient.h"
 #include "plan.h"
 
 extern "C" {
 
 void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
+
+void sr_weight_gradient(const SrWeightGradient *gradient) { sr::weight_gradient(*gradient); }
 
 void sr_summarise(const float *logits, int64_t classes, int64_t count, int64_t pitch,
                   const SrSummary *out, int64_t threads) {

@@ -227,7 +227,7 @@ class CompiledUNet:
         (gather,) = links.forward
         count, width = links.outputs, self._width
         entered = run.take("input", 0, count, self._inputs)
-        entered[:count, : self._inputs] = features
+        entered[:, : self._inputs] = features
         raw, active = run.take("stem raw", 0, count, width), run.take("stem", 0, count, width)
         run.convolve(
             [(entered, gather.table, self._stem.for_taps(_ALL_TAPS))],
@@ -238,4 +238,4 @@ class CompiledUNet:
         run.convolve(
             [(x.active[0], None, self._head)], count, self._classes, raw=logits, bias=self._bias
         )
-        return logits[:count, : self._classes]
+        return logits[:, : self._classes]

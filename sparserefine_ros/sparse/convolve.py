@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse convolution on the CPU: gather the linked rows of a chunk, then one matrix product.
+"""Sparse convolution with gradients, on the compiled kernels or in PyTorch.
+
+The compiled kernels compute in float32 on the CPU. In PyTorch, which takes every other case, the
+linked rows of a chunk are gathered, then multiplied as one matrix.
 
 Shape legend: N input rows; M output rows of a gather; T taps of a gather; K = 9 kernel taps;
 I input channels; O output channels. Kernels are [K, I, O], taps numbered as in `plan`.
@@ -13,6 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from sparserefine_ros.kernels import autograd, convolution
+from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.sparse.plan import Gather, Links
 
 # Elements of the gathered block; about 4 MB of float32 stays in the caches of two cores.
@@ -96,11 +101,24 @@ def stacked_taps(kernel: Tensor, taps: tuple[int, ...]) -> Tensor:
 def _convolve(
     features: Tensor, kernel: Tensor, gathers: tuple[Gather, ...], outputs: int
 ) -> Tensor:
-    out = features.new_empty(outputs, kernel.shape[2])
-    padded = with_none_row(features)
+    width = kernel.shape[2]
+    kernels = _kernels_for(features)
+    if kernels is not None:
+        features = features.contiguous()
+        out = features.new_empty(outputs, convolution.padded(width))
+        for gather in gathers:
+            weights = convolution.pad_channels(stacked_taps(kernel, gather.taps))
+            autograd.convolve_gather(kernels, features, weights, gather, out)
+        return out[:, :width]
+    padded, out = with_none_row(features), features.new_empty(outputs, width)
     for gather in gathers:
         apply_gather(padded, stacked_taps(kernel, gather.taps), gather, out)
     return out
+
+
+def _kernels_for(features: Tensor) -> Kernels | None:
+    suits = features.dtype == torch.float32 and features.device.type == "cpu"
+    return compiled_kernels() if suits else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -127,6 +145,13 @@ class _Convolution(torch.autograd.Function):
 
 
 def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tensor) -> Tensor:
+    kernels = _kernels_for(features)
+    if kernels is not None:
+        result, features = torch.zeros_like(kernel), features.contiguous()
+        for gather in links.forward:
+            gradient = autograd.weight_gradient(kernels, features, grad, gather)
+            result[list(gather.taps)] += gradient
+        return result
     # Sums over chunks run in the precision of the parameter, not in that of the products.
     exact = torch.promote_types(kernel.dtype, torch.float32)
     result = torch.zeros_like(kernel, dtype=exact)

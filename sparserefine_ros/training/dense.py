@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sparserefine_ros.bundle import (
     Bundle,
     BundleSpec,
+    DenseFeaturesSpec,
     DenseInput,
     DenseOutputSpec,
     DenseSpec,
@@ -37,8 +38,11 @@ from sparserefine_ros.selection import expand_map, nearest_index
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.recipe import DenseRecipe
+from sparserefine_ros.zoo.efficientnet import EfficientNetLite, load_imagenet_weights
+from sparserefine_ros.zoo.encoder import Encoder
 from sparserefine_ros.zoo.export import export_onnx
 from sparserefine_ros.zoo.ladder import LadderNet
+from sparserefine_ros.zoo.residual import ResidualEncoder
 
 
 class DenseTask:
@@ -46,17 +50,11 @@ class DenseTask:
 
     def __init__(self, recipe: DenseRecipe) -> None:
         torch.manual_seed(recipe.seed)
-        self.module = LadderNet(
-            len(recipe.classes),
-            stem=recipe.stem,
-            widths=recipe.widths,
-            blocks=recipe.blocks,
-            ladder=recipe.ladder,
-        )
+        self.module = build_network(recipe)
         # Convolutions on this layout train about twice as fast on CPUs.
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
-        self.input = dense_input(recipe)
+        self.input = dense_input(recipe, self.module.encoder)
         self._normaliser = Normaliser(self.input.normalisation)
         self._validation: SegmentationDataset = Preloaded(
             open_dataset(recipe.validate_on, "val"), label="validation"
@@ -125,9 +123,34 @@ def low_res_logits(module: nn.Module, images: Tensor) -> Tensor:
     return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def dense_input(recipe: DenseRecipe) -> DenseInput:
+def build_network(recipe: DenseRecipe) -> LadderNet:
+    """The recipe's network before training.
+
+    Raises:
+        BackendError: the recipe asks for ImageNet weights that are not installed.
+    """
+    chosen = recipe.encoder
+    encoder: Encoder
+    if chosen.kind == "efficientnet":
+        encoder = efficientnet = EfficientNetLite(chosen.variant)
+        if chosen.pretrained:
+            load_imagenet_weights(efficientnet, chosen.variant)
+    else:
+        encoder = ResidualEncoder(stem=chosen.stem, widths=chosen.widths, blocks=chosen.blocks)
+    return LadderNet(encoder, len(recipe.classes), ladder=recipe.ladder, features=recipe.features)
+
+
+def dense_input(recipe: DenseRecipe, encoder: Encoder) -> DenseInput:
     """What the trained network takes."""
-    return DenseInput(scale=recipe.scale, multiple_of=4, name="image")
+    expected = encoder.normalisation
+    return DenseInput(
+        scale=recipe.scale,
+        multiple_of=4,
+        name="image",
+        channel_order=expected.channel_order,
+        mean=expected.mean,
+        std=expected.std,
+    )
 
 
 def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
@@ -151,6 +174,7 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
             file=file,
             input=task.input,
             output=DenseOutputSpec(name="logits", stride=LadderNet.output_stride),
+            features=DenseFeaturesSpec(name="features", channels=recipe.features),
         ),
         training={
             "dense_data": tuple(source.data.split(":")[0] for source in recipe.train),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -14,6 +14,7 @@ from sparserefine_ros.bundle import (
     PlanBounds,
 )
 from sparserefine_ros.configuration import Record
+from sparserefine_ros.zoo.efficientnet import Variant
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -94,21 +95,50 @@ class TrainingRecipe(Record):
     augmentation: AugmentationRecipe
 
 
+class ResidualEncoderRecipe(Record):
+    """A residual encoder from random weights, see `sparserefine_ros.zoo.residual`.
+
+    Attributes:
+        stem: channels at stride 2.
+        widths: channels of the stages at strides 4, 8, ...
+        blocks: residual blocks per stage.
+    """
+
+    kind: Literal["residual"]
+    stem: PositiveInt = 24
+    widths: tuple[PositiveInt, ...] = Field((32, 64, 128, 192), min_length=1)
+    blocks: PositiveInt = 2
+
+
+class EfficientNetLiteRecipe(Record):
+    """An EfficientNet-Lite encoder, see `sparserefine_ros.zoo.efficientnet`.
+
+    Attributes:
+        variant: size.
+        pretrained: start from ImageNet weights instead of random ones.
+    """
+
+    kind: Literal["efficientnet"]
+    variant: Variant = "lite0"
+    pretrained: bool = True
+
+
 class DenseRecipe(TrainingRecipe):
     """Trains a light dense network and leaves a bundle without a refiner.
 
     Attributes:
         scale: low resolution / full resolution.
-        stem, widths, blocks, ladder: size of the network, see `sparserefine_ros.zoo.ladder`.
+        encoder: encoder of the network.
+        ladder: channels of the decoder.
+        features: channels of the features that the classifier, and a refiner, see.
         classes: names and colours in label order.
         licence: licence note of the bundle.
     """
 
     scale: Share = 0.5
-    stem: PositiveInt = 24
-    widths: tuple[PositiveInt, ...] = (32, 64, 128, 192)
-    blocks: PositiveInt = 2
-    ladder: PositiveInt = 48
+    encoder: ResidualEncoderRecipe | EfficientNetLiteRecipe = Field(discriminator="kind")
+    ladder: PositiveInt = 64
+    features: PositiveInt = 32
     classes: tuple[ClassSpec, ...] = Field(min_length=2)
     licence: str
 

@@ -39,7 +39,7 @@ from sparserefine_ros.refiner import (
     FeatureSampler,
     Refiner,
     RefineStage,
-    sample_dense_logits,
+    sample_dense,
     save_refiner,
 )
 from sparserefine_ros.selection import select_by_entropy
@@ -72,11 +72,11 @@ class RefinerTask:
         assert spec is not None  # bundle_with_refiner put it there
         torch.manual_seed(recipe.seed)
         self._classes = len(self.bundle.spec.classes)
-        self.module = Refiner(spec, self._classes)
+        self.module = Refiner(spec, self.bundle.spec.refiner_channels(), self._classes)
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
-        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+        self._segmenter = open_segmenter(self.bundle, backend="auto", device="cpu", threads=0)
         validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
         self._validation = [
             self._select(sample, recipe.max_pixels) for sample in iterate(validation)
@@ -111,16 +111,18 @@ class RefinerTask:
         assert spec is not None
         height, width = batch[0].labels.shape
         plan = build_plan(sites, (len(crops), height, width), len(spec.widths), bounds=spec.bounds)
-        dense_logits = torch.cat([sample_dense_logits(c.dense, c.selection) for c in crops])
-        features = torch.cat([self._features(crop) for crop in crops])
+        logits_of = [sample_dense(crop.dense.logits, crop.selection) for crop in crops]
+        features = torch.cat(
+            [
+                self._sample_features(crop.sample.image, crop.dense, crop.selection, logits)
+                for crop, logits in zip(crops, logits_of, strict=True)
+            ]
+        )
+        dense_logits = torch.cat(logits_of)
         truth = torch.cat([_labels_at(crop) for crop in crops])
         refined_logits = self.module.unet(features, plan)
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
         return self._cross_entropy(refined_logits, truth) + self._cross_entropy(fused_logits, truth)
-
-    def _features(self, crop: _Selected) -> Tensor:
-        dense_logits = sample_dense_logits(crop.dense, crop.selection)
-        return self._sample_features(crop.sample.image, crop.selection, dense_logits)
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
         loss = F.cross_entropy(

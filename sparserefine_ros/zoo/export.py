@@ -7,7 +7,19 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sparserefine_ros.zoo.ladder import LadderNet
+
+
+class _WithFeatures(nn.Module):
+    def __init__(self, network: LadderNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(image)
+        return self.network.classifier(features), features
 
 
 def export_onnx(
@@ -15,11 +27,16 @@ def export_onnx(
 ) -> None:
     """Write `module` as ONNX with input `image` [1, 3, h, w] and output `logits`, free h and w.
 
+    A `LadderNet` gets a second output, `features`.
+
     Args:
         module: takes float32 [1, 3, h, w], returns logits [1, C, h', w'].
         path: file to write; replaced only once it is whole.
         example_size: (h, w) used for tracing.
     """
+    outputs = ["logits"]
+    if isinstance(module, LadderNet):
+        module, outputs = _WithFeatures(module), ["logits", "features"]
     module.eval()
     example = torch.zeros(1, 3, *example_size)
     free = {2: "height", 3: "width"}
@@ -34,7 +51,7 @@ def export_onnx(
             dynamo=False,
             opset_version=17,
             input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": free, "logits": free},
+            output_names=outputs,
+            dynamic_axes=dict.fromkeys(["image", *outputs], free),
         )
     aside.replace(path)

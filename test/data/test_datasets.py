@@ -3,15 +3,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from conftest import smooth_picture
+import yaml
+from data.files import write_picture, write_png
 from numpy.typing import NDArray
 
 from sparserefine_ros.data.datasets import (
-    CLASS_NAMES,
-    CamVid,
     Preloaded,
     Sample,
     Street,
@@ -19,85 +17,18 @@ from sparserefine_ros.data.datasets import (
     iterate,
     open_dataset,
 )
-from sparserefine_ros.data.street import CLASS_NAMES as STREET_NAMES
 from sparserefine_ros.errors import DatasetError
 
-
-def random_labels(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    labels = np.random.default_rng(seed).integers(0, 12, (height, width)).astype(np.uint8)
-    labels[labels == 11] = 255
-    return labels
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A data set in CamVid's layout: three pictures for training, two for validation."""
-    for split, count in (("train", 3), ("val", 2)):
-        for folder in ("images", "labels"):
-            (tmp_path / split / folder).mkdir(parents=True)
-        for i in range(count):
-            image = smooth_picture(24, 32, seed=i)
-            # A red corner, to tell RGB from BGR.
-            image[:8, :8] = (250, 20, 30)
-            cv2.imwrite(
-                str(tmp_path / split / "images" / f"b{i}.jpg"),
-                image[:, :, ::-1],
-                [cv2.IMWRITE_JPEG_QUALITY, 98],
-            )
-            cv2.imwrite(str(tmp_path / split / "labels" / f"b{i}.png"), random_labels(24, 32, i))
-    return tmp_path
-
-
-class TestCamVid:
-    def test_reads_pictures_and_labels(self, root: Path) -> None:
-        dataset = CamVid(root, "train")
-        samples = list(iterate(dataset))
-        assert [sample.name for sample in samples] == ["b0", "b1", "b2"]
-        assert dataset.class_names == CLASS_NAMES
-        for i, sample in enumerate(samples):
-            assert (sample.image.dtype, sample.image.shape) == (np.uint8, (24, 32, 3))
-            assert np.array_equal(sample.labels, random_labels(24, 32, i))
-            red, green, blue = sample.image[2:6, 2:6].mean((0, 1))
-            assert red > 220
-            assert max(green, blue) < 60
-
-    def test_splits(self, root: Path) -> None:
-        assert len(CamVid(root, "train")) == 3
-        assert len(CamVid(root, "val")) == 2
-
-    def test_no_pictures(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            DatasetError, match=r"expected CamVid pictures at .*train/images/\*.jpg"
-        ):
-            CamVid(tmp_path, "train")
-
-    def test_missing_labels_are_counted(self, root: Path) -> None:
-        for name in ("b0.png", "b2.png"):
-            (root / "train" / "labels" / name).unlink()
-        with pytest.raises(DatasetError, match=r"2 are missing, first .*b0.png"):
-            CamVid(root, "train")
-
-    @pytest.mark.parametrize("file", ["images/b1.jpg", "labels/b1.png"])
-    def test_a_broken_file(self, root: Path, file: str) -> None:
-        (root / "train" / file).write_bytes(b"broken")
-        dataset = CamVid(root, "train")
-        assert dataset[0].name == "b0"
-        with pytest.raises(DatasetError, match=f"cannot decode .*{file}; restore"):
-            dataset[1]
-
-    def test_label_file_in_colour(self, root: Path) -> None:
-        cv2.imwrite(str(root / "train" / "labels" / "b0.png"), smooth_picture(24, 32))
-        with pytest.raises(
-            DatasetError, match=r"b0: expected labels uint8 \[24, 32\].*\[24, 32, 3\]"
-        ):
-            CamVid(root, "train")[0]
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = REPOSITORY / "config" / "recipes" / "street_small_dense.yaml"
+DOCUMENTATION = REPOSITORY / "docs" / "datasets.md"
 
 
 class TestCheckedSample:
     def test_accepts_every_class_and_ignored(self) -> None:
         labels = np.array([[0, 10, 255]], np.uint8)
         image = np.zeros((1, 3, 3), np.uint8)
-        assert np.array_equal(checked_sample("a", image, labels).labels, labels)
+        assert np.array_equal(checked_sample("a", image, labels, classes=11).labels, labels)
 
     @pytest.mark.parametrize(
         ("labels", "message"),
@@ -110,12 +41,21 @@ class TestCheckedSample:
     )
     def test_refuses(self, labels: NDArray[np.uint8], message: str) -> None:
         with pytest.raises(DatasetError, match=message):
-            checked_sample("a", np.zeros((2, 3, 3), np.uint8), labels)
+            checked_sample("a", np.zeros((2, 3, 3), np.uint8), labels, classes=11)
+
+    def test_counts_the_classes_of_the_data_set(self) -> None:
+        labels, image = np.full((1, 1), 2, np.uint8), np.zeros((1, 1, 3), np.uint8)
+        assert checked_sample("a", image, labels, classes=3).labels.item() == 2
+        with pytest.raises(DatasetError, match=r"class ids 0 \.\. 1 or 255, got 2"):
+            checked_sample("a", image, labels, classes=2)
 
 
 class TestStreet:
-    def test_names_agree_with_the_renderer(self) -> None:
-        assert CLASS_NAMES == STREET_NAMES == Street("train").class_names
+    def test_classes_are_those_of_the_shipped_recipe(self) -> None:
+        recipe = yaml.safe_load(RECIPE.read_text())
+        classes = [(entry["name"], tuple(entry["colour"])) for entry in recipe["classes"]]
+        street = Street("train")
+        assert classes == list(zip(street.class_names, street.colours, strict=True))
 
     def test_samples_are_repeatable_and_differ(self) -> None:
         dataset = Street("train", seed=4, count=3, size=(40, 56))
@@ -151,6 +91,7 @@ class TestPreloaded:
 
         class Counted:
             class_names = ("a", "b")
+            colours = ((0, 0, 0), (9, 9, 9))
 
             def __len__(self) -> int:
                 return 3
@@ -162,16 +103,21 @@ class TestPreloaded:
 
         preloaded = Preloaded(Counted())
         assert preloaded.class_names == ("a", "b")
+        assert preloaded.colours == ((0, 0, 0), (9, 9, 9))
         assert [preloaded[i].name for i in (2, 0, 2)] == ["2", "0", "2"]
         assert len(preloaded) == 3
         assert reads == [0, 1, 2]
 
 
 class TestOpen:
-    def test_camvid(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("SOME_FOLDER", str(root))
-        for spec in (f"camvid:{root}", "camvid:$SOME_FOLDER", "camvid:${SOME_FOLDER}"):
-            assert len(open_dataset(spec, "val")) == 2
+    def test_a_folder_in_a_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for i in range(2):
+            write_picture(tmp_path / "val" / "images" / f"{i}.jpg", (2, 3))
+            write_png(tmp_path / "val" / "labels" / f"{i}.png", np.zeros((2, 3), np.uint8))
+        monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for folder in (str(tmp_path), "$SOME_FOLDER", "${SOME_FOLDER}", "~"):
+            assert len(open_dataset(f"camvid:{folder}", "val")) == 2
 
     def test_unset_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SOME_FOLDER", raising=False)
@@ -195,12 +141,20 @@ class TestOpen:
         assert sample.labels.shape == size
 
     @pytest.mark.parametrize(
-        "spec", ["", "camvid", "camvid:", "cityscapes:/x", "streets", "street:a", "street:1:b",
+        "spec", ["", "camvid", "camvid:", "ade20k:/x", "voc", "streets", "street:a", "street:1:b",
                  "street:1:2:64", "street:1:2:64x48x3", "street:1:2:64x48:5", "street:1:2:axb"],
     )  # fmt: skip
     def test_unknown_forms(self, spec: str) -> None:
         with pytest.raises(DatasetError, match=r"expected .*street\[:SEED"):
             open_dataset(spec, "train")
+
+    def test_an_unknown_kind_is_answered_with_the_known_ones(self) -> None:
+        with pytest.raises(DatasetError) as info:
+            open_dataset("ade20k:/x", "train")
+        for kind in ("bdd100k", "camvid", "cityscapes", "deepglobe", "folder", "isic", "voc"):
+            assert f"{kind}:ROOT" in str(info.value)
+            assert f"| `{kind}:ROOT` |" in DOCUMENTATION.read_text()
+        assert "got 'ade20k:/x'" in str(info.value)
 
     @pytest.mark.parametrize("spec", ["street:0:-3", "street:0:0", "street:0:2:8x64"])
     def test_impossible_street(self, spec: str) -> None:

@@ -334,6 +334,49 @@ class TestBadModels:
             open_cpu(Bundle.open(bundle.folder))
 
 
+class TestFeatures:
+    """A second output; the third party's scores serve as features too."""
+
+    @staticmethod
+    def bundle(folder: Path, *, inputs: list[str], channels: int = CLASSES) -> Bundle:
+        write_pointwise_onnx(folder / "model.onnx", WEIGHT, BIAS, stride=2)
+        (folder / "weights").write_bytes(b"not opened by the dense stage")
+        bundle = hand_written(folder, given={"stride": 2})
+        fields = bundle.spec.model_dump(mode="json", exclude_none=True)
+        fields["dense"]["features"] = {"name": "scores", "channels": channels}
+        fields["selector"] = {"threshold_nats": 0.5}
+        fields["refiner"] = {"file": {"path": "weights"}, "widths": [4], "inputs": inputs}
+        (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+        return seal_bundle(folder)
+
+    def test_come_at_the_models_own_size(self, tmp_path: Path) -> None:
+        image = smooth_picture(20, 28)
+        dense = open_cpu(self.bundle(tmp_path, inputs=["features", "rgb"]))(image)
+        assert dense.features is not None
+        assert dense.features.shape == (CLASSES, 10, 14)
+        enlarged = torch.nn.functional.interpolate(
+            dense.features[None], size=(20, 28), mode="bilinear", align_corners=False
+        )[0]
+        torch.testing.assert_close(enlarged, dense.logits, rtol=1e-4, atol=1e-4)
+
+    def test_are_left_out_where_nobody_uses_them(self, tmp_path: Path) -> None:
+        bundle = self.bundle(tmp_path, inputs=["rgb"], channels=7)
+        assert open_cpu(bundle)(smooth_picture(20, 28)).features is None
+
+    def test_wrong_number_of_channels(self, tmp_path: Path) -> None:
+        bundle = self.bundle(tmp_path, inputs=["features"], channels=7)
+        with pytest.raises(BundleError, match="expected 4-D features with 7 channels"):
+            open_cpu(bundle)
+
+    def test_a_refiner_cannot_use_features_that_are_not_described(self, tmp_path: Path) -> None:
+        bundle = self.bundle(tmp_path, inputs=["features"])
+        fields = bundle.spec.model_dump(mode="json", exclude_none=True)
+        del fields["dense"]["features"]
+        (tmp_path / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+        with pytest.raises(BundleError, match=r"expected dense\.features for a refiner"):
+            seal_bundle(tmp_path)
+
+
 class TestBackends:
     def test_unknown_backend_lists_the_known_ones(self, tiny_bundle: Path) -> None:
         with pytest.raises(BackendError) as caught:

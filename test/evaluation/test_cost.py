@@ -33,7 +33,7 @@ from sparserefine_ros.zoo.export import export_onnx
 
 def make_refiner(widths: tuple[int, ...], blocks: int = 2, ensembler: str = "gated") -> Refiner:
     spec = RefinerSpec(file=FileSpec(path="x"), widths=widths, blocks=blocks, ensembler=ensembler)
-    return Refiner(spec, 5).eval()
+    return Refiner(spec, 3, 5).eval()
 
 
 def pairs_on_grid(mask: torch.Tensor, stride: int) -> tuple[int, torch.Tensor]:

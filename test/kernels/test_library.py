@@ -56,7 +56,8 @@ def test_other_instruction_sets_compute_the_same(variant: str, kernels: Kernels)
         "from sparserefine_ros.kernels import library\n"
         f"library._VARIANTS = tuple(v for v in library._VARIANTS if v[0] == {variant!r})\n"
         "sys.exit(pytest.main(['-p', 'no:cacheprovider', 'test/sparse/test_inference.py',\n"
-        "    'test/test_ensemble.py', 'test/test_uncertainty.py', 'test/sparse/test_plan.py']))\n"
+        "    'test/test_ensemble.py', 'test/test_uncertainty.py', 'test/sparse/test_plan.py',\n"
+        "    'test/sparse/test_convolve.py']))\n"
     )
     root = Path(__file__).parents[2]
     result = subprocess.run(

@@ -15,6 +15,22 @@ from sparserefine_ros.sparse.plan import Bounds, Links, build_plan
 MASKS = example_masks()
 INPUTS, OUTPUTS = 3, 4
 
+# Both sum at most 27 products, in different orders. In float32 a gradient sums over the sites too.
+TOLERANCES = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+    torch.float32: {"rtol": 1e-4, "atol": 2e-4},
+}
+
+
+@pytest.fixture(params=["float64", "float32", "float32-pytorch"])
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """float32 runs on the compiled kernels where there are any, and on PyTorch."""
+    if request.param == "float32":
+        request.getfixturevalue("kernels")
+    else:
+        monkeypatch.setattr("sparserefine_ros.sparse.convolve.compiled_kernels", lambda: None)
+    return torch.float64 if request.param == "float64" else torch.float32
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,63 +44,82 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
-def random_tensors(rows: int) -> tuple[Tensor, Tensor]:
+def random_tensors(
+    rows: int, dtype: torch.dtype = torch.float64, channels: tuple[int, int] = (INPUTS, OUTPUTS)
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(11)
-    features = torch.randn(rows, INPUTS, generator=generator, dtype=torch.float64)
-    kernel = torch.randn(9, INPUTS, OUTPUTS, generator=generator, dtype=torch.float64)
+    features = torch.randn(rows, channels[0], generator=generator, dtype=dtype)
+    kernel = torch.randn(9, *channels, generator=generator, dtype=dtype)
     return features.requires_grad_(), kernel.requires_grad_()
 
 
-def compare(links: Links, source: Tensor, target: Tensor, dense: Any) -> None:
+def compare(
+    links: Links,
+    source: Tensor,
+    target: Tensor,
+    dense: Any,
+    dtype: torch.dtype,
+    channels: tuple[int, int] = (INPUTS, OUTPUTS),
+) -> None:
     """Hold `convolve` along `links` against `dense(grid, kernel)`, forward and backward."""
-    features, kernel = random_tensors(int(source.sum()))
+    features, kernel = random_tensors(int(source.sum()), dtype, channels)
     result = convolve(features, kernel, links)
+    assert result.dtype == dtype
     expected = grid_to_rows(dense(rows_to_grid(features, source), kernel), target)
-    # Both sum at most 27 products in float64, in different orders.
-    torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
-    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).double()
+    torch.testing.assert_close(result, expected, **TOLERANCES[dtype])
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found = torch.autograd.grad((result * weights).sum(), (features, kernel))
     wanted = torch.autograd.grad((expected * weights).sum(), (features, kernel), allow_unused=True)
     for gradient, reference in zip(found, wanted, strict=True):
         expected_gradient = torch.zeros_like(gradient) if reference is None else reference
-        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradient, expected_gradient, **TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_submanifold(name: str) -> None:
+def test_submanifold(name: str, dtype: torch.dtype) -> None:
     mask = MASKS[name]
     links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
-    compare(links, mask, mask, lambda x, kernel: oracle.submanifold(x, mask, kernel))
+    compare(links, mask, mask, lambda x, kernel: oracle.submanifold(x, mask, kernel), dtype)
+
+
+@pytest.mark.parametrize("channels", [(1, 1), (9, 16), (16, 17), (21, 48), (8, 64)])
+def test_any_number_of_channels(channels: tuple[int, int], dtype: torch.dtype) -> None:
+    mask = torch.rand(2, 1, 37, 41, generator=torch.Generator().manual_seed(5)) < 0.6
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    compare(
+        links, mask, mask, lambda x, kernel: oracle.submanifold(x, mask, kernel), dtype, channels
+    )
 
 
 @pytest.mark.parametrize("bounds", ["image", "data"])
 @pytest.mark.parametrize("name", MASKS)
-def test_strided(name: str, bounds: Bounds) -> None:
+def test_strided(name: str, bounds: Bounds, dtype: torch.dtype) -> None:
     mask = MASKS[name]
     down = build_plan(sites_of(mask), grid_of(mask), 2, bounds=bounds).levels[0].down
     assert down is not None
     coarse = oracle.strided_mask(mask, bounds)
-    compare(down, mask, coarse, lambda x, kernel: oracle.strided(x, mask, kernel, bounds))
+    compare(down, mask, coarse, lambda x, kernel: oracle.strided(x, mask, kernel, bounds), dtype)
 
 
 @pytest.mark.parametrize("bounds", ["image", "data"])
 @pytest.mark.parametrize("name", MASKS)
-def test_transposed(name: str, bounds: Bounds) -> None:
+def test_transposed(name: str, bounds: Bounds, dtype: torch.dtype) -> None:
     mask = MASKS[name]
     down = build_plan(sites_of(mask), grid_of(mask), 2, bounds=bounds).levels[0].down
     assert down is not None
     coarse = oracle.strided_mask(mask, bounds)
     compare(
-        down.reversed(), coarse, mask, lambda y, kernel: oracle.transposed(y, coarse, kernel, mask)
-    )
+        down.reversed(), coarse, mask,
+        lambda y, kernel: oracle.transposed(y, coarse, kernel, mask), dtype,
+    )  # fmt: skip
 
 
 def test_many_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparserefine_ros.sparse.convolve._CHUNK_ELEMENTS", 70)
     for name in ("odd", "batch"):
-        test_submanifold(name)
-        test_strided(name, "image")
-        test_transposed(name, "data")
+        test_submanifold(name, torch.float64)
+        test_strided(name, "image", torch.float64)
+        test_transposed(name, "data", torch.float64)
 
 
 def test_gradcheck() -> None:

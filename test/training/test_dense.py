@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, ClassSpec
-from sparserefine_ros.data.datasets import CLASS_NAMES, iterate, open_dataset
+from sparserefine_ros.data.datasets import iterate, open_dataset
+from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
@@ -20,6 +21,7 @@ from sparserefine_ros.training.recipe import (
     AugmentationRecipe,
     DataSource,
     DenseRecipe,
+    ResidualEncoderRecipe,
     Schedule,
 )
 
@@ -32,10 +34,9 @@ def make_recipe(**changes: Any) -> DenseRecipe:
         "licence": "none",
         "train": (DataSource(data=DATA, repeat=2),),
         "validate_on": DATA,
-        "stem": 4,
-        "widths": (6, 8),
-        "blocks": 1,
+        "encoder": ResidualEncoderRecipe(kind="residual", stem=4, widths=(6, 8), blocks=1),
         "ladder": 6,
+        "features": 5,
         "schedule": Schedule(
             epochs=2, batch_size=3, learning_rate=0.01, validate_every=1, workers=0
         ),

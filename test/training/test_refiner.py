@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
-from sparserefine_ros.data.datasets import CLASS_NAMES, Sample, iterate, open_dataset
-from sparserefine_ros.data.street import StreetScene
+from sparserefine_ros.data.datasets import Sample, iterate, open_dataset
+from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS

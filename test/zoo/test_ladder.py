@@ -11,15 +11,19 @@ import torch
 from conftest import random_statistics
 from torch import Tensor, nn
 
+from sparserefine_ros.zoo.efficientnet import EfficientNetLite
+from sparserefine_ros.zoo.encoder import Encoder
 from sparserefine_ros.zoo.export import export_onnx
 from sparserefine_ros.zoo.ladder import LadderNet
+from sparserefine_ros.zoo.residual import ResidualEncoder
 
 CLASSES = 5
 
 
 def make_net() -> LadderNet:
     torch.manual_seed(41)
-    net = LadderNet(CLASSES, stem=4, widths=(6, 8, 10, 12), blocks=2, ladder=8)
+    encoder = ResidualEncoder(stem=4, widths=(6, 8, 10, 12), blocks=2)
+    net = LadderNet(encoder, CLASSES, ladder=8, features=6)
     random_statistics(net)
     return net.eval()
 
@@ -58,11 +62,16 @@ def test_sees_the_whole_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "stages"), [({"widths": (6, 8), "blocks": 1}, 2), ({"widths": (6, 8, 9)}, 3)]
+    "encoder",
+    [
+        ResidualEncoder(stem=4, widths=(6,), blocks=1),
+        ResidualEncoder(stem=4, widths=(6, 8, 9), blocks=2),
+        EfficientNetLite("lite0"),
+    ],
+    ids=["shallow", "deep", "efficientnet"],
 )
-def test_other_depths(options: dict[str, tuple[int, ...] | int], stages: int) -> None:
-    net = LadderNet(3, stem=4, ladder=8, **options)  # type: ignore[arg-type]
-    assert len(net.stages) == stages
+def test_other_encoders(encoder: Encoder) -> None:
+    net = LadderNet(encoder, 3, ladder=8, features=4)
     assert net.eval()(random_image(32, 48)).shape == (1, 3, 16, 24)
 
 
@@ -76,18 +85,19 @@ class TestExport:
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(tmp_path / "net.onnx", options)
         assert [entry.name for entry in session.get_inputs()] == ["image"]
-        assert [entry.name for entry in session.get_outputs()] == ["logits"]
+        assert [entry.name for entry in session.get_outputs()] == ["logits", "features"]
         assert session.get_inputs()[0].shape[:2] == [1, 3]
         assert not any(isinstance(side, int) for side in session.get_inputs()[0].shape[2:])
         for size in ((64, 96), (36, 52), (180, 240), (37, 51), (4, 8)):
             image = random_image(*size)
-            (found,) = session.run(None, {"image": image.numpy()})
+            found = session.run(None, {"image": image.numpy()})
             with torch.no_grad():
-                expected = net(image)
-            # Float32 through about twenty layers, with other summation orders.
-            torch.testing.assert_close(
-                torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3 * expected.abs().max()
-            )
+                expected = [net(image), net.features(image)]
+            for mine, theirs in zip(found, expected, strict=True):
+                # Float32 through about twenty layers, with other summation orders.
+                torch.testing.assert_close(
+                    torch.from_numpy(mine), theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max()
+                )
 
     def test_exports_inference_behaviour_from_a_network_in_training(self, tmp_path: Path) -> None:
         net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.9))

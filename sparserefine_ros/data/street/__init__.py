@@ -2,6 +2,7 @@
 """Procedural street scenes with pixel-exact labels, at any size."""
 
 from sparserefine_ros.data.street.scene import (
+    CLASS_COLOURS,
     CLASS_NAMES,
     LARGEST_PX,
     SMALLEST_PX,
@@ -9,4 +10,11 @@ from sparserefine_ros.data.street.scene import (
     StreetScene,
 )
 
-__all__ = ["CLASS_NAMES", "LARGEST_PX", "SMALLEST_PX", "StreetFrame", "StreetScene"]
+__all__ = [
+    "CLASS_COLOURS",
+    "CLASS_NAMES",
+    "LARGEST_PX",
+    "SMALLEST_PX",
+    "StreetFrame",
+    "StreetScene",
+]

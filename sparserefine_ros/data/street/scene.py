@@ -24,6 +24,11 @@ CLASS_NAMES: Final[tuple[str, ...]] = (
     "sky", "building", "pole", "road", "sidewalk", "tree",
     "sign_symbol", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
+# Those of CamVid, whose classes these are.
+CLASS_COLOURS: Final[tuple[tuple[int, int, int], ...]] = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
 SMALLEST_PX: Final = 16
 LARGEST_PX: Final = 16384
 
