@@ -20,6 +20,7 @@ from sparserefine_ros.render import (
     draw_legend,
     draw_overlay,
     draw_refined,
+    narrow,
 )
 
 _SHEET_FRAMES: Final = 6
@@ -77,7 +78,7 @@ class ResultWriter:
         for kind, picture in pictures.items():
             self._write(f"{stem}_{kind}.jpg", picture)
         if self.frames % self._sheet_every == 0 and len(self._sheet) < 4 * _SHEET_FRAMES:
-            self._sheet += [_narrow(p, _SHEET_WIDTH) for p in (image, *pictures.values())]
+            self._sheet += [narrow(p, _SHEET_WIDTH) for p in (image, *pictures.values())]
             self._captions += [stem, "labels", "entropy", f"refined {refined.mean():.1%}"]
         self._film(overlay)
         self.frames += 1
@@ -92,7 +93,7 @@ class ResultWriter:
             self._write("contact_sheet.jpg", sheet)
 
     def _film(self, overlay: NDArray[np.uint8]) -> None:
-        frame = _narrow(overlay, _VIDEO_WIDTH)
+        frame = narrow(overlay, _VIDEO_WIDTH)
         # Encoders want even sides.
         size = (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2)
         if self._video is None:
@@ -111,10 +112,3 @@ class ResultWriter:
             raise SparseRefineError(
                 f"cannot write {path}; is the disk full or the folder read-only?"
             )
-
-
-def _narrow(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    if picture.shape[1] <= width:
-        return picture
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -115,6 +115,7 @@ class Pipeline:
             confidence=outputs.confidence,
             refined=outputs.refined,
             dense_labels=outputs.dense_labels,
+            dense=uncertainty,
             size=full_size,
             low_res_size=low_res_size,
             refined_pixels=selection.count,

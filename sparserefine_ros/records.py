@@ -123,6 +123,7 @@ class Prediction:
         confidence: uint8 [H, W], round(255 * top probability).
         refined: bool [H, W], where the sparse refiner replaced the dense result.
         dense_labels: uint8 [H, W], class ids before refinement.
+        dense: summary of the dense result at low resolution, [h, w]; always there.
         size: (H, W).
         low_res_size: (h, w) at which the dense model ran.
         refined_pixels: number of refined pixels.
@@ -136,6 +137,7 @@ class Prediction:
     confidence: NDArray[np.uint8] | None
     refined: NDArray[np.bool_] | None
     dense_labels: NDArray[np.uint8] | None
+    dense: Uncertainty
     size: tuple[int, int]
     low_res_size: tuple[int, int]
     refined_pixels: int

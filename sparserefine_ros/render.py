@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 
+# Told apart with any kind of colour vision (Okabe and Ito, 2008).
+FIXED_COLOUR: Final = (0, 178, 130)
+BROKEN_COLOUR: Final = (230, 80, 0)
+STILL_WRONG_COLOUR: Final = (150, 150, 150)
+
 _SHADOW: Final = 0.35  # share of full light taken beside an outline, to show it on a bright sky
 _REFINED_COLOUR: Final = (255, 140, 0)
 _DIMMED: Final = 0.45
@@ -95,6 +100,40 @@ def draw_refined(image: Picture, refined: NDArray[np.bool_]) -> Picture:
     dimmed = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=_DIMMED), cv2.COLOR_GRAY2RGB)
     cv2.copyTo(drawn, _mask(refined), dimmed)
     return _picture(dimmed)
+
+
+def draw_changes(
+    truth: NDArray[np.uint8],
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    *,
+    ignored_label: int = 255,
+) -> Picture:
+    """Show what became right in green, what became wrong in red, what stayed wrong in grey.
+
+    What was right all along is dark, what is unlabelled black.
+
+    Args:
+        truth: uint8 [H, W], class ids.
+        before: uint8 [H, W], class ids of one result.
+        after: uint8 [H, W], class ids of the other.
+        ignored_label: in the truth, where it is unlabelled.
+    """
+    picture = np.full((*truth.shape, 3), _SHEET, np.uint8)
+    was_right, is_right = before == truth, after == truth
+    picture[is_right & ~was_right] = FIXED_COLOUR
+    picture[was_right & ~is_right] = BROKEN_COLOUR
+    picture[~is_right & ~was_right] = STILL_WRONG_COLOUR
+    picture[truth == ignored_label] = 0
+    return picture
+
+
+def narrow(picture: Picture, width: int) -> Picture:
+    """Shrink a picture, uint8 [H, W, 3], to at most `width` pixels across, in proportion."""
+    if picture.shape[1] <= width:
+        return picture
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def draw_legend(names: Sequence[str], colours: NDArray[np.uint8]) -> Picture:

@@ -55,8 +55,10 @@ def random_statistics(module: nn.Module) -> None:
                 tensor.data.uniform_(low, high, generator=generator)
 
 
-def make_tiny_bundle(folder: Path, *, sharpness: float = 1.0) -> Path:
-    """A three-class bundle: one convolution at half resolution, output stride 2, small refiner.
+def make_tiny_bundle(
+    folder: Path, *, sharpness: float = 1.0, classes: tuple[ClassSpec, ...] = CLASSES
+) -> Path:
+    """A small bundle: one convolution at half resolution, output stride 2, small refiner.
 
     With `sharpness` 1 the dense model is unsure almost everywhere, with 4 of about a
     sixth of a `smooth_picture`.
@@ -64,14 +66,14 @@ def make_tiny_bundle(folder: Path, *, sharpness: float = 1.0) -> Path:
     torch.manual_seed(3)
     sources = folder.parent / f"{folder.name}-sources"
     sources.mkdir(parents=True)
-    head = nn.Conv2d(8, 3, 1)
+    head = nn.Conv2d(8, len(classes), 1)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), head)
     head.weight.data *= sharpness
     export_onnx(network, sources / "dense.onnx")
     spec = BundleSpec(
         name="tiny",
         licence="none",
-        classes=CLASSES,
+        classes=classes,
         dense=DenseSpec(
             file=FileSpec(path="dense.onnx", sha256=NO_DIGEST),
             input=DenseInput(scale=0.5, multiple_of=4),
@@ -86,7 +88,7 @@ def make_tiny_bundle(folder: Path, *, sharpness: float = 1.0) -> Path:
         ),
     )
     assert spec.refiner is not None
-    refiner = Refiner(spec.refiner, spec.refiner_channels(), len(CLASSES))
+    refiner = Refiner(spec.refiner, spec.refiner_channels(), len(classes))
     random_statistics(refiner)
     save_refiner(refiner, sources / "refiner.safetensors")
     names = ("dense.onnx", "refiner.safetensors")

@@ -9,11 +9,16 @@ from conftest import smooth_picture
 from numpy.typing import NDArray
 
 from sparserefine_ros.render import (
+    BROKEN_COLOUR,
+    FIXED_COLOUR,
+    STILL_WRONG_COLOUR,
     contact_sheet,
+    draw_changes,
     draw_entropy,
     draw_legend,
     draw_overlay,
     draw_refined,
+    narrow,
 )
 
 HEIGHT, WIDTH = 61, 83
@@ -221,3 +226,21 @@ class TestContactSheet:
             contact_sheet(
                 [smooth_picture(9, 9)] * pictures, columns=columns, captions=["x"] * captions
             )
+
+
+def test_changes_by_colour() -> None:
+    truth = np.array([[1, 1, 1, 1, 1, 255, 255]], np.uint8)
+    before = np.array([[0, 1, 0, 1, 0, 0, 1]], np.uint8)
+    after = np.array([[1, 0, 2, 1, 0, 1, 0]], np.uint8)
+    fixed, broken, still, right, same, *unlabelled = draw_changes(truth, before, after)[0].tolist()
+    assert (tuple(fixed), tuple(broken)) == (FIXED_COLOUR, BROKEN_COLOUR)
+    assert tuple(still) == tuple(same) == STILL_WRONG_COLOUR
+    assert max(right) < 40
+    assert unlabelled == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_narrow_keeps_proportions_and_small_pictures() -> None:
+    image = smooth_picture(HEIGHT, WIDTH)
+    assert narrow(image, 40).shape == (29, 40, 3)
+    assert narrow(image, WIDTH) is image
+    assert narrow(smooth_picture(1, 90), 30).shape == (1, 30, 3)

@@ -1,96 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of a bundle on a labelled data set: dense result, refined result, selection."""
+"""Accuracy, calibration and cost of a bundle on a labelled data set, in one process or several."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
-import numpy as np
+import cv2
 from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.data.datasets import SegmentationDataset, iterate
-from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.evaluation.metrics import ConfusionMatrix, SelectionScore
-from sparserefine_ros.pipeline import Pipeline, PipelineOptions
-from sparserefine_ros.records import Map
-
-_WANTED = frozenset({Map.LABELS, Map.DENSE_LABELS, Map.REFINED})
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores over a data set.
-
-    Attributes:
-        bundle: name of the bundle.
-        frames: number of frames.
-        class_names: names in label order.
-        variants: confusion matrix of each result, by its name in the report.
-        selection: how well the selection found the wrong pixels of the dense result.
-        latency_ms: median wall-clock time of the pipeline per frame.
-    """
-
-    bundle: str
-    frames: int
-    class_names: tuple[str, ...]
-    variants: dict[str, ConfusionMatrix]
-    selection: SelectionScore
-    latency_ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; shares 0 .. 1, None for a class that does not occur."""
-        return {
-            "bundle": self.bundle,
-            "frames": self.frames,
-            "latency_ms": round(self.latency_ms, 3),
-            "density": self.selection.density,
-            "selector_recall": self.selection.recall,
-            "selector_precision": self.selection.precision,
-            "variants": {
-                name: {
-                    "miou": matrix.mean_iou(),
-                    "pixel_accuracy": matrix.pixel_accuracy(),
-                    "iou": {
-                        label: None if math.isnan(value) else float(value)
-                        for label, value in zip(self.class_names, matrix.iou(), strict=True)
-                    },
-                }
-                for name, matrix in self.variants.items()
-            },
-        }
-
-    def to_table(self) -> str:
-        """Percentages, one row per class, for people."""
-        names = list(self.variants)
-        head = f"{'IoU, %':<16}" + "".join(f"{name:>14}" for name in names)
-        rows = [head, "-" * len(head)]
-        ious = [self.variants[name].iou() for name in names]
-        for label, *values in zip(self.class_names, *ious, strict=True):
-            rows.append(f"{label:<16}" + "".join(_percent(value) for value in values))
-        rows.append("-" * len(head))
-        for title, of in (
-            ("mean IoU", ConfusionMatrix.mean_iou),
-            ("pixel accuracy", ConfusionMatrix.pixel_accuracy),
-        ):
-            cells = (_percent(of(self.variants[name])) for name in names)
-            rows.append(f"{title:<16}" + "".join(cells))
-        score = self.selection
-        rows += [
-            "",
-            f"frames {self.frames}, density {score.density:.1%}, selector recall "
-            f"{score.recall:.1%}, precision {score.precision:.1%}, "
-            f"median latency {self.latency_ms:.1f} ms",
-        ]
-        return "\n".join(rows)
-
-
-def _percent(share: float) -> str:
-    return f"{'-':>14}" if math.isnan(share) else f"{100 * share:14.2f}"
+from sparserefine_ros.data.datasets import SegmentationDataset
+from sparserefine_ros.dense.segmenter import available_cores
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.evaluation.bench import describe_machine
+from sparserefine_ros.evaluation.evaluation import Evaluation
+from sparserefine_ros.evaluation.frames import FrameEvaluator, FrameResult, Task
+from sparserefine_ros.evaluation.scores import FrameScore, Setting, Tally
+from sparserefine_ros.evaluation.subset import ALL_FRAMES, Subset
+from sparserefine_ros.pipeline import PipelineOptions
 
 
 def evaluate(
@@ -98,55 +29,85 @@ def evaluate(
     dataset: SegmentationDataset,
     options: PipelineOptions,
     *,
-    dense_full: bool = False,
+    dense_full: Bundle | None = None,
+    data: str = "",
+    subset: Subset = ALL_FRAMES,
+    processes: int = 1,
 ) -> Evaluation:
     """Run a bundle over a data set.
 
     Args:
         bundle: what is scored.
-        dataset: labelled frames; its classes must be the bundle's.
-        options: how the bundle is run.
-        dense_full: also score the dense model alone at full resolution, with the same weights.
+        dataset: labelled frames; its classes must be the bundle's. It is pickled when there are
+            several processes.
+        options: how the bundle is run; its threads are those of each process, 0 divides the cores
+            among them.
+        dense_full: a bundle whose dense model alone is scored beside it: `at_full_resolution`
+            of this one, or one trained at full resolution.
+        data: the data set, in words.
+        subset: which frames.
+        processes: number of processes; the scores do not depend on it.
 
     Raises:
-        ConfigurationError: the classes differ.
+        ConfigurationError: the classes differ, no frame is left, or fewer than one process.
+        SparseRefineError: a frame failed, or a process ended.
     """
-    if dataset.class_names != bundle.class_names:
-        raise ConfigurationError(
-            f"expected data with the bundle's classes {list(bundle.class_names)}, "
-            f"got {list(dataset.class_names)}; evaluate on data labelled alike"
-        )
-    pipeline = Pipeline(bundle, options)
-    full = Pipeline(at_full_resolution(bundle), options) if dense_full else None
-    classes = len(bundle.class_names)
-    dense, refined, dense_at_full = (ConfusionMatrix(classes) for _ in range(3))
-    selection, latencies = SelectionScore(), []
-    for sample in tqdm(iterate(dataset), total=len(dataset), unit="frame", desc="evaluating"):
-        prediction = pipeline(sample.image, _WANTED)
-        assert prediction.labels is not None
-        assert prediction.dense_labels is not None
-        assert prediction.refined is not None
-        dense.update(sample.labels, prediction.dense_labels)
-        refined.update(sample.labels, prediction.labels)
-        selection.update(sample.labels, prediction.dense_labels, prediction.refined)
-        latencies.append(prediction.times.total_ms)
-        if full is not None:
-            labels = full(sample.image).labels
-            assert labels is not None
-            dense_at_full.update(sample.labels, labels)
-    variants = {"dense-low": dense}
-    if full is not None:
-        variants["dense-full"] = dense_at_full
-    if bundle.spec.refiner is not None:
-        variants["refined"] = refined
+    if processes < 1:
+        raise ConfigurationError(f"expected 1 process or more, got {processes}")
+    _check_classes("data", dataset.class_names, bundle)
+    if dense_full is not None:
+        _check_classes("a full-resolution bundle", dense_full.class_names, bundle)
+        dense_full = _dense_alone(dense_full)
+    indices = subset.indices(len(dataset))
+    processes = min(processes, len(indices))
+    threads = options.threads or max(1, available_cores() // processes)
+    task = Task(bundle, dense_full, dataset, replace(options, threads=threads))
+    results = _evaluate_frames(task, indices, processes)
+    progress = tqdm(results, total=len(indices), unit="frame", desc="evaluating")
+    return _gather(task, progress, frames=subset.total(len(dataset)), data=data)
+
+
+def _gather(task: Task, results: Iterable[FrameResult], *, frames: int, data: str) -> Evaluation:
+    """Add the frames up as they come."""
+    tally = Tally.empty(task.variants, len(task.bundle.class_names))
+    scores: list[FrameScore] = []
+    notes: dict[str, None] = {}
+    for result in results:
+        tally.merge(result.tally)
+        scores.append(result.score)
+        notes.update(dict.fromkeys(result.notes))
     return Evaluation(
-        bundle=bundle.name,
-        frames=len(dataset),
-        class_names=bundle.class_names,
-        variants=variants,
-        selection=selection,
-        latency_ms=float(np.median(latencies)),
+        setting=Setting(
+            bundle=task.bundle.name,
+            digest=task.bundle.digest,
+            dense_full=_describe(task.dense_full) if task.dense_full else "",
+            class_names=task.bundle.class_names,
+            variants=task.variants,
+            entropy_threshold_nats=result.selector.threshold_nats,
+            max_refined_pixels=result.selector.max_pixels,
+            frames=frames,
+        ),
+        data=data,
+        machines=(describe_machine(),),
+        frames=tuple(scores),
+        tally=tally,
+        parameters=result.parameters,
+        notes=tuple(notes),
     )
+
+
+def _check_classes(what: str, found: Sequence[str], bundle: Bundle) -> None:
+    if tuple(found) != bundle.class_names:
+        raise ConfigurationError(
+            f"expected {what} with the bundle's classes {list(bundle.class_names)}, "
+            f"got {list(found)}; evaluate on data labelled alike"
+        )
+
+
+def _describe(bundle: Bundle) -> str:
+    taken = bundle.spec.dense.input
+    size = f"scale {taken.scale}" if taken.size is None else f"{taken.size[1]}x{taken.size[0]}"
+    return f"{bundle.name} at {size}, digest {bundle.digest}"
 
 
 def at_full_resolution(bundle: Bundle) -> Bundle:
@@ -159,15 +120,61 @@ def at_full_resolution(bundle: Bundle) -> Bundle:
     if taken.size is not None:
         raise ConfigurationError(
             f"expected a dense model with a free input size, {bundle.name} takes "
-            f"{list(taken.size)} only; evaluate without the full-resolution column"
+            f"{list(taken.size)} only; name a bundle trained at full resolution, or evaluate "
+            "without the full-resolution column"
         )
     whole = taken.model_copy(update={"scale": 1.0})
     dense = bundle.spec.dense.model_copy(update={"input": whole})
-    spec = bundle.spec.model_copy(update={"dense": dense, "refiner": None, "selector": None})
+    spec = bundle.spec.model_copy(update={"dense": dense})
+    return _dense_alone(Bundle(bundle.folder, spec, bundle.digest))
+
+
+def _dense_alone(bundle: Bundle) -> Bundle:
+    spec = bundle.spec.model_copy(update={"refiner": None, "selector": None})
     return Bundle(bundle.folder, spec, bundle.digest)
 
 
-def write_report(evaluation: Evaluation, path: Path) -> None:
-    """Write the scores as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
+def _evaluate_frames(task: Task, indices: Sequence[int], processes: int) -> Iterator[FrameResult]:
+    """Results in the order of the indices."""
+    if processes == 1:
+        yield from map(FrameEvaluator(task), indices)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_receive, initargs=(task,)
+    ) as pool:
+        try:
+            yield from pool.map(_evaluate_here, indices)
+        except BrokenProcessPool as err:
+            raise SparseRefineError(
+                f"a process of the evaluation ended, perhaps for want of memory ({err}); "
+                f"evaluate with fewer than {processes} processes"
+            ) from err
+
+
+class _Worker:
+    """The evaluator of a process, opened with its first frame, so that its errors are reported."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._evaluate: Callable[[int], FrameResult] | None = None
+
+    def __call__(self, index: int) -> FrameResult:
+        if self._evaluate is None:
+            cv2.setNumThreads(self._task.options.threads)
+            self._evaluate = FrameEvaluator(self._task)
+        return self._evaluate(index)
+
+
+# Set once in each process of the pool, so that the task need not travel with every frame.
+_worker: _Worker | None = None
+
+
+def _receive(task: Task) -> None:
+    global _worker
+    _worker = _Worker(task)
+
+
+def _evaluate_here(index: int) -> FrameResult:
+    assert _worker is not None
+    return _worker(index)

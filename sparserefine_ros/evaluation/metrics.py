@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation metrics that accumulate over frames."""
+"""Which classes are mistaken for which: IoU and pixel accuracy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.data.datasets import IGNORED_LABEL
+from sparserefine_ros.evaluation.counts import Counts, ratio
 
 
-class ConfusionMatrix:
+class ConfusionMatrix(Counts):
     """Counts of (true class, predicted class) pairs over any number of frames.
 
     Attributes:
@@ -17,7 +18,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((classes, classes), np.int64)
+        super().__init__(classes, classes)
 
     def update(self, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
         """Add one frame.
@@ -52,46 +53,11 @@ class ConfusionMatrix:
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """Share of each class's pixels predicted right, [C], 0 .. 1; NaN for a class never seen."""
+        rows = zip(np.diag(self.counts), self.counts.sum(1), strict=True)
+        return np.array([ratio(hits, pixels) for hits, pixels in rows])
+
     def pixel_accuracy(self) -> float:
-        """Share of labelled pixels predicted right, 0 .. 1."""
-        total = self.counts.sum()
-        return float(np.trace(self.counts) / total) if total else float("nan")
-
-
-class SelectionScore:
-    """How well a selection finds the pixels the dense model gets wrong."""
-
-    def __init__(self) -> None:
-        self._selected = self._wrong = self._found = self._labelled = self._pixels = 0
-        self._selected_labelled = 0
-
-    def update(
-        self,
-        truth: NDArray[np.uint8],
-        dense_labels: NDArray[np.uint8],
-        selected: NDArray[np.bool_],
-    ) -> None:
-        """Add one frame; all arrays are [H, W]."""
-        valid = truth != IGNORED_LABEL
-        wrong = (dense_labels != truth) & valid
-        self._pixels += truth.size
-        self._labelled += int(valid.sum())
-        self._selected += int(selected.sum())
-        self._selected_labelled += int((selected & valid).sum())
-        self._wrong += int(wrong.sum())
-        self._found += int((wrong & selected).sum())
-
-    @property
-    def density(self) -> float:
-        """Selected share of all pixels, 0 .. 1."""
-        return self._selected / max(1, self._pixels)
-
-    @property
-    def recall(self) -> float:
-        """Share of wrong pixels that were selected, 0 .. 1 (1 when none is wrong)."""
-        return self._found / self._wrong if self._wrong else 1.0
-
-    @property
-    def precision(self) -> float:
-        """Share of the selected labelled pixels that were wrong, 0 .. 1 (1 when none selected)."""
-        return self._found / self._selected_labelled if self._selected_labelled else 1.0
+        """Share of labelled pixels predicted right, 0 .. 1; NaN without any."""
+        return ratio(np.trace(self.counts), self.counts.sum())

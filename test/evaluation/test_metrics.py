@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparserefine_ros.evaluation.metrics import ConfusionMatrix, SelectionScore
+from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 
 Labels = NDArray[np.uint8]
 CLASSES = 5
@@ -56,6 +56,11 @@ def test_equals_the_naive_count(absent: int | None) -> None:
     labelled = sum(int((t != 255).sum()) for t, _ in pairs)
     assert matrix.pixel_accuracy() == pytest.approx(hits / labelled, rel=1e-12)
     assert matrix.counts.sum() == labelled
+    for label, accuracy in enumerate(matrix.class_accuracy()):
+        true = sum(int((t == label).sum()) for t, _ in pairs)
+        right = sum(int(((t == label) & (p == label)).sum()) for t, p in pairs)
+        expected_accuracy = right / true if true else math.nan
+        assert accuracy == pytest.approx(expected_accuracy, nan_ok=True)
 
 
 def test_rows_are_the_truth() -> None:
@@ -87,34 +92,3 @@ def test_nothing_labelled() -> None:
     assert matrix.counts.sum() == 0
     assert math.isnan(matrix.mean_iou())
     assert math.isnan(matrix.pixel_accuracy())
-
-
-class TestSelectionScore:
-    def test_equals_the_naive_count(self) -> None:
-        score = SelectionScore()
-        selected_total = wrong_total = found = selected_labelled = pixels = 0
-        for seed in range(3):
-            truth, dense = random_pair(seed)
-            selected = np.random.default_rng(seed + 9).random(truth.shape) < 0.3
-            score.update(truth, dense, selected)
-            triples = zip(
-                truth.ravel().tolist(), dense.ravel().tolist(), selected.ravel().tolist(),
-                strict=True,
-            )  # fmt: skip
-            for t, d, s in triples:
-                pixels += 1
-                selected_total += s
-                selected_labelled += s and t != 255
-                wrong_total += t not in (255, d)
-                found += s and t not in (255, d)
-        assert score.density == pytest.approx(selected_total / pixels)
-        assert score.recall == pytest.approx(found / wrong_total)
-        assert score.precision == pytest.approx(found / selected_labelled)
-        assert 0 < score.precision < 1
-        assert 0 < score.recall < 1
-
-    def test_nothing_wrong_and_nothing_selected(self) -> None:
-        score = SelectionScore()
-        truth = np.zeros((4, 4), np.uint8)
-        score.update(truth, truth, np.zeros((4, 4), bool))
-        assert (score.density, score.recall, score.precision) == (0.0, 1.0, 1.0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -21,7 +22,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from sparserefine_ros.records import STAGES, Map, Prediction, StageTimes
+from sparserefine_ros.records import STAGES, Map, Prediction, StageTimes, Uncertainty
 from sparserefine_ros.ros.loading import Model, load_model
 from sparserefine_ros.ros.node import SegmentNode
 
@@ -75,6 +76,7 @@ class FakePipeline:
             confidence=np.full((height, width), 200, np.uint8) if Map.CONFIDENCE in maps else None,
             refined=refined if Map.REFINED in maps else None,
             dense_labels=None,
+            dense=Uncertainty(torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, 0)),
             size=(height, width),
             low_res_size=(height // 2, width // 2),
             refined_pixels=width,

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report folder: scores.json, scores.csv, report.html and the pictures it shows."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.evaluation.evaluation import Evaluation
+from sparserefine_ros.evaluation.page import build_page
+from sparserefine_ros.evaluation.pictures import Gallery, draw_frames
+from sparserefine_ros.evaluation.storage import write_aside, write_csv, write_json
+
+PAGE: Final = "report.html"
+PICTURES: Final = "pictures"
+SCORES: Final = "scores.json"
+TABLE: Final = "scores.csv"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create a folder and make sure that it can be written to, before any long work.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise ConfigurationError(
+            f"expected a folder that can be written to, got {folder}: {err.strerror}; "
+            "choose another folder"
+        ) from err
+
+
+def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) -> Path:
+    """Write the report; an earlier one in the folder is replaced, other files are left alone.
+
+    Everything is written aside first, so that a failure leaves the earlier report.
+
+    Args:
+        evaluation: what is reported.
+        folder: created when missing.
+        gallery: what it takes to draw the worst frames; None for no pictures.
+
+    Returns:
+        the page.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
+    prepare_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
+        new = Path(scratch) / "new"
+        (new / PICTURES).mkdir(parents=True)
+        drawn = []
+        if gallery is not None:
+            worst = evaluation.worst_frames(gallery.count)
+            drawn = draw_frames(gallery, worst, new / PICTURES)
+        write_json(evaluation, new / SCORES)
+        write_csv(evaluation, new / TABLE)
+        write_aside(new / PAGE, build_page(evaluation, drawn, pictures=PICTURES))
+        try:
+            _put_in_place(new, folder, Path(scratch) / "old")
+        except OSError as err:
+            raise ConfigurationError(
+                f"cannot replace the report in {folder}: {err.strerror}; choose another folder"
+            ) from err
+    return folder / PAGE
+
+
+def _put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Move the report to its folder, and the earlier pictures to `old`, or back on failure."""
+    pictures = folder / PICTURES
+    if pictures.exists():
+        pictures.rename(old)
+    try:
+        (new / PICTURES).rename(pictures)
+    except OSError:
+        if old.exists():
+            old.rename(pictures)
+        raise
+    for name in (SCORES, TABLE, PAGE):
+        (new / name).replace(folder / name)

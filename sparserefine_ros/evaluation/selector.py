@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a selection finds the pixels the dense model gets wrong, at one or many thresholds.
+
+Shape legend: H, W full resolution; h, w low resolution; T thresholds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparserefine_ros.data.datasets import IGNORED_LABEL
+from sparserefine_ros.evaluation.counts import Counts
+from sparserefine_ros.selection import expand_map
+
+_LEFT: Final = 0
+_SELECTED: Final = 1
+_PIXELS: Final = 0
+_LABELLED: Final = 1
+_WRONG: Final = 2
+
+_LOWEST_NATS: Final = 1e-3
+_THRESHOLDS: Final = 60
+
+
+class SelectionScore(Counts):
+    """One selection against the errors of the dense result (SparseRefine, table 5b).
+
+    Attributes:
+        counts: int64 [2, 3]; rows are pixels left alone and pixels selected, columns all pixels,
+            labelled ones and those labelled otherwise than the dense result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2, 3)
+
+    def update(
+        self,
+        truth: NDArray[np.uint8],
+        dense_labels: NDArray[np.uint8],
+        selected: NDArray[np.bool_],
+    ) -> None:
+        """Add one frame: class ids uint8 [H, W], 255 ignored in the truth; bool [H, W]."""
+        self.counts += _count_by_bin(truth, dense_labels, selected.view(np.uint8), bins=2)
+
+    @property
+    def density(self) -> float:
+        """Selected share of all pixels, 0 .. 1."""
+        return float(self.counts[_SELECTED, _PIXELS] / max(1, self.counts[:, _PIXELS].sum()))
+
+    @property
+    def recall(self) -> float:
+        """Share of wrong pixels that were selected, 0 .. 1 (1 when none is wrong)."""
+        wrong = self.counts[:, _WRONG].sum()
+        return float(self.counts[_SELECTED, _WRONG] / wrong) if wrong else 1.0
+
+    @property
+    def precision(self) -> float:
+        """Share of the selected labelled pixels that were wrong, 0 .. 1 (1 when none selected)."""
+        labelled = self.counts[_SELECTED, _LABELLED]
+        return float(self.counts[_SELECTED, _WRONG] / labelled) if labelled else 1.0
+
+
+class SelectionCurve(Counts):
+    """Selections by entropy at many thresholds, without a pixel budget.
+
+    Args:
+        classes: C; it sets the thresholds.
+
+    Attributes:
+        thresholds: float32 [T], nats, ascending from 0, closer together where they are small.
+        counts: int64 [T + 1, 3]; row i counts the pixels whose entropy exceeds exactly i of the
+            thresholds, columns as in `SelectionScore`.
+    """
+
+    def __init__(self, classes: int) -> None:
+        steps = np.geomspace(_LOWEST_NATS, math.log(classes), _THRESHOLDS)
+        # The selection compares in float32, so the thresholds are rounded once, here.
+        self.thresholds: NDArray[np.float32] = np.concatenate([[0.0], steps]).astype(np.float32)
+        super().__init__(self.thresholds.size + 1, 3)
+
+    def update(
+        self, truth: NDArray[np.uint8], dense_labels: NDArray[np.uint8], entropy: torch.Tensor
+    ) -> None:
+        """Add one frame.
+
+        Args:
+            truth: uint8 [H, W], class ids, 255 ignored.
+            dense_labels: uint8 [H, W], class ids of the dense result.
+            entropy: float32 [h, w], nats, of the dense result.
+        """
+        exceeded = np.searchsorted(self.thresholds, entropy.numpy(), side="left")
+        low_res_bins = torch.from_numpy(exceeded.astype(np.uint8))
+        bins = expand_map(low_res_bins, (truth.shape[0], truth.shape[1])).numpy()
+        self.counts += _count_by_bin(truth, dense_labels, bins, bins=self.counts.shape[0])
+
+    def scores(self) -> list[SelectionScore]:
+        """The selection of what exceeds each threshold, [T]."""
+        result = []
+        for index in range(self.thresholds.size):
+            score = SelectionScore()
+            score.counts[_LEFT] = self.counts[: index + 1].sum(0)
+            score.counts[_SELECTED] = self.counts[index + 1 :].sum(0)
+            result.append(score)
+        return result
+
+
+def _count_by_bin(
+    truth: NDArray[np.uint8],
+    dense_labels: NDArray[np.uint8],
+    bin_of: NDArray[np.uint8],
+    *,
+    bins: int,
+) -> NDArray[np.int64]:
+    """All, labelled and wrong pixels of each bin, int64 [bins, 3]; the arrays are [H, W]."""
+    labelled = truth != IGNORED_LABEL
+    wrong = labelled & (dense_labels != truth)
+    groups = (bin_of.ravel(), bin_of[labelled], bin_of[wrong])
+    return np.stack([np.bincount(group, minlength=bins) for group in groups], 1)
