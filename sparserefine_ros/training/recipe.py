@@ -155,6 +155,8 @@ class RefinerRecipe(TrainingRecipe):
         inputs: features per pixel.
         bounds: rule for trailing rows and columns of strided convolutions.
         ensembler: fusion with the dense logits.
+        teacher: bundle whose dense model, usually one trained at full resolution, is imitated too.
+        teacher_share: weight of the imitation in the loss; the labels weigh the rest.
     """
 
     threshold_nats: Annotated[float, Field(ge=0.0)]
@@ -165,3 +167,5 @@ class RefinerRecipe(TrainingRecipe):
     inputs: tuple[InputFeature, ...] = ("rgb",)
     bounds: PlanBounds = "image"
     ensembler: EnsemblerKind = "gated"
+    teacher: str | None = None
+    teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5

@@ -3,13 +3,16 @@
 
 The dense model, the selection and the features are those of the pipeline; only the sparse UNet and
 the ensembler learn. The loss is the reference's: cross entropy of the refined logits plus that of
-the fused logits, both at the selected pixels.
+the fused logits, both at the selected pixels. With a teacher, part of each cross entropy is that
+against the teacher's probabilities (Hinton et al., "Distilling the Knowledge in a Neural Network",
+2015), which tell more of a pixel than its label and are there where labels are not.
 
 Shape legend: B crops; H, W full resolution; N selected pixels of all crops; C classes.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +45,8 @@ from sparserefine_ros.refiner import (
     sample_dense,
     save_refiner,
 )
-from sparserefine_ros.selection import select_by_entropy
+from sparserefine_ros.resources import find_bundle
+from sparserefine_ros.selection import nearest_index, select_by_entropy
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
@@ -76,6 +80,7 @@ class RefinerTask:
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
+        self._teacher = _Teacher(recipe.teacher, bundle) if recipe.teacher else None
         self._segmenter = open_segmenter(self.bundle, backend="auto", device="cpu", threads=0)
         validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
         self._validation = [
@@ -122,7 +127,18 @@ class RefinerTask:
         truth = torch.cat([_labels_at(crop) for crop in crops])
         refined_logits = self.module.unet(features, plan)
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
-        return self._cross_entropy(refined_logits, truth) + self._cross_entropy(fused_logits, truth)
+        taught = torch.cat([self._teacher(crop) for crop in crops]) if self._teacher else None
+        return sum(
+            (self._loss_of(logits, truth, taught) for logits in (refined_logits, fused_logits)),
+            start=refined_logits.new_zeros(()),
+        )
+
+    def _loss_of(self, logits: Tensor, truth: Tensor, taught: Tensor | None) -> Tensor:
+        loss = self._cross_entropy(logits, truth)
+        if taught is None or taught.numel() == 0:
+            return loss
+        share = self._recipe.teacher_share
+        return (1.0 - share) * loss + share * F.cross_entropy(logits.float(), taught)
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
         loss = F.cross_entropy(
@@ -142,6 +158,34 @@ class RefinerTask:
             assert maps.labels is not None
             confusion.update(frame.sample.labels, maps.labels)
         return confusion.mean_iou()
+
+
+class _Teacher:
+    """Probabilities of another dense model at the selected pixels.
+
+    Raises:
+        ConfigurationError: its classes are others.
+    """
+
+    def __init__(self, folder: str, student: Bundle) -> None:
+        bundle = Bundle.open(find_bundle(os.path.expandvars(folder)))
+        if bundle.class_names != student.class_names:
+            raise ConfigurationError(
+                f"expected a teacher with the bundle's classes {list(student.class_names)}, "
+                f"got {list(bundle.class_names)}; train it on the same data"
+            )
+        self._input = bundle.spec.dense.input
+        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+
+    def __call__(self, crop: _Selected) -> Tensor:
+        """float32 [N, C]."""
+        height, width = crop.sample.labels.shape
+        size = self._input.low_res_size((height, width))
+        logits = self._segmenter(resize_image(crop.sample.image, size)).logits
+        pixels = crop.selection.pixels
+        rows = nearest_index(height, size[0])[pixels // width]
+        columns = nearest_index(width, size[1])[pixels % width]
+        return logits.flatten(1).index_select(1, rows * size[1] + columns).t().softmax(1)
 
 
 def _labels_at(crop: _Selected) -> Tensor:

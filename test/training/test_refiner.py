@@ -54,13 +54,16 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A foreign ONNX model made a bundle by a hand-written description alone."""
-    folder = tmp_path_factory.mktemp("third-party")
+    return hand_written(tmp_path_factory.mktemp("third-party"), scale=0.5)
+
+
+def hand_written(folder: Path, *, scale: float, names: tuple[str, ...] = CLASS_NAMES) -> Bundle:
     write_pointwise_onnx(folder / "foreign.onnx", WEIGHT, BIAS)
     fields = {
         "name": "foreign",
         "licence": "theirs",
-        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(CLASS_NAMES)],
-        "dense": {"file": {"path": "foreign.onnx"}, "input": {"scale": 0.5}},
+        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(names)],
+        "dense": {"file": {"path": "foreign.onnx"}, "input": {"scale": scale}},
     }
     (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     return seal_bundle(folder)
@@ -97,8 +100,13 @@ def dense_logits_at_full_size(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(logits[:, rows][:, :, columns])
 
 
-def naive_loss(task: RefinerTask, items: list[Sample], weights: Tensor) -> float:
-    """Cross entropy of refined plus that of fused logits at the selected pixels, in float64."""
+def naive_loss(
+    task: RefinerTask, items: list[Sample], weights: Tensor, *, teacher_share: float = 0.0
+) -> float:
+    """Cross entropy of refined plus that of fused logits at the selected pixels, in float64.
+
+    The teacher is the foreign model at full resolution.
+    """
     dense = torch.stack([dense_logits_at_full_size(item.image) for item in items])
     p = dense.softmax(1)
     entropy = -(p * p.clamp_min(1e-5).log()).sum(1, keepdim=True)
@@ -115,9 +123,13 @@ def naive_loss(task: RefinerTask, items: list[Sample], weights: Tensor) -> float
     with torch.no_grad():
         fused_rows = task.module.ensembler.double()(dense_rows, refined_rows)
     task.module.ensembler.float()
+    taught = torch.einsum("ci,bihw->bchw", torch.from_numpy(WEIGHT).double(), rgb)
+    taught = grid_to_rows((taught + torch.from_numpy(BIAS)[:, None, None]).softmax(1), mask)
     total = 0.0
     for logits in (refined_rows, fused_rows):
-        total += F.cross_entropy(logits, truth, weights.double(), ignore_index=255).item()
+        hard = F.cross_entropy(logits, truth, weights.double(), ignore_index=255).item()
+        soft = -(taught * logits.log_softmax(1)).sum(1).mean().item()
+        total += (1.0 - teacher_share) * hard + teacher_share * soft
     return total
 
 
@@ -137,6 +149,28 @@ class TestLoss:
         weights = task.crops.class_weights(CLASSES, balance)
         expected = naive_loss(task, items, weights)
         assert task.loss(task.collate(items)).item() == pytest.approx(expected, rel=1e-4)
+
+    def test_a_teacher_takes_its_share(
+        self, camvid: str, third_party: Bundle, tmp_path: Path
+    ) -> None:
+        hand_written(tmp_path, scale=1.0)
+        recipe = make_recipe(
+            camvid, inputs=("rgb", "logits"), teacher=str(tmp_path), teacher_share=0.3
+        )
+        task = RefinerTask(recipe, third_party)
+        task.module.train()
+        items = [task.crops[i] for i in range(2)]
+        items[1].labels[:20] = 255
+        weights = task.crops.class_weights(CLASSES, 0.0)
+        expected = naive_loss(task, items, weights, teacher_share=0.3)
+        assert task.loss(items).item() == pytest.approx(expected, rel=1e-4)
+
+    def test_a_teacher_of_other_classes_is_refused(
+        self, camvid: str, third_party: Bundle, tmp_path: Path
+    ) -> None:
+        hand_written(tmp_path, scale=1.0, names=CLASS_NAMES[::-1])
+        with pytest.raises(ConfigurationError, match="expected a teacher with the bundle's"):
+            RefinerTask(make_recipe(camvid, teacher=str(tmp_path)), third_party)
 
     def test_gradients_reach_every_weight(self, camvid: str, third_party: Bundle) -> None:
         task = RefinerTask(make_recipe(camvid), third_party)
