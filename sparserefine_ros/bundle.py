@@ -9,248 +9,22 @@ bundle. A bundle without a refiner is a plain dense segmenter.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from typing_extensions import Self
 
+from sparserefine_ros.bundle_spec import UNSEALED, BundleSpec, FileSpec
 from sparserefine_ros.configuration import Record, read_yaml, write_yaml
 from sparserefine_ros.errors import BundleError
-from sparserefine_ros.image import ChannelOrder, Normalisation
 
 BUNDLE_FILE: Final = "bundle.yaml"
-FORMAT: Final = 1
-UNSEALED: Final = "0" * 64
-
-InputFeature = Literal["rgb", "logits", "features"]
-PlanBounds = Literal["image", "data"]
-EnsemblerKind = Literal["gated", "entropy", "direct"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Byte = Annotated[int, Field(ge=0, le=255)]
-Triple = tuple[float, float, float]
-PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-
-IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
-IMAGENET_STD: Final = (58.395, 57.12, 57.375)
-
-
-class ClassSpec(Record):
-    """A class; its position in the list is its label.
-
-    Attributes:
-        name: unique name.
-        colour: RGB, 0 .. 255.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    colour: tuple[Byte, Byte, Byte]
-
-
-class FileSpec(Record):
-    """A file of the bundle.
-
-    Attributes:
-        path: plain file name inside the bundle folder.
-        sha256: hex digest of its content. Left out, it counts as wrong until the bundle is sealed.
-    """
-
-    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-    sha256: Sha256 = UNSEALED
-
-
-class DenseInput(Record):
-    """What the dense model takes.
-
-    Attributes:
-        size: [height, width] the model runs at whatever the picture's size; or give `scale`.
-        scale: low resolution / full resolution, for models with a free input size.
-        multiple_of: sides from `scale` are rounded to a multiple of this, at least one.
-        name: graph input; may be left out when there is only one.
-        layout: NCHW or NHWC.
-        channel_order: RGB or BGR.
-        mean, std: on the 0-255 scale, in the model's channel order.
-    """
-
-    size: tuple[PositiveInt, PositiveInt] | None = None
-    scale: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    multiple_of: PositiveInt = 1
-    name: str | None = None
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-    channel_order: ChannelOrder = "RGB"
-    mean: Triple = IMAGENET_MEAN
-    std: PositiveTriple = IMAGENET_STD
-
-    @model_validator(mode="after")
-    def _one_size_rule(self) -> Self:
-        if (self.size is None) == (self.scale is None):
-            raise ValueError("expected either size or scale")
-        return self
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Channel order and statistics."""
-        return Normalisation(self.channel_order, self.mean, self.std)
-
-    def low_res_size(self, full_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) at which the dense model sees a picture of `full_size` (H, W)."""
-        if self.size is not None:
-            return self.size
-        assert self.scale is not None  # held by the validator
-        step = self.multiple_of
-        height, width = (max(step, round(side * self.scale / step) * step) for side in full_size)
-        return height, width
-
-
-class DenseOutputSpec(Record):
-    """What the dense model returns.
-
-    Attributes:
-        name: graph output; may be left out when there is only one.
-        kind: logits, or probabilities (their logarithm is used as logits).
-        stride: input size / output size; the output is resized bilinearly to the input size.
-        layout: NCHW or NHWC.
-    """
-
-    name: str | None = None
-    kind: Literal["logits", "probabilities"] = "logits"
-    stride: PositiveInt = 1
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-
-
-class DenseFeaturesSpec(Record):
-    """A second output of the dense model: the features its classifier sees.
-
-    Attributes:
-        name: graph output.
-        channels: F.
-        layout: NCHW or NHWC; the size is the output's own.
-    """
-
-    name: str
-    channels: PositiveInt
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-
-
-class DenseSpec(Record):
-    """The dense model: an ONNX file, its input, its output, and its features where it has them."""
-
-    file: FileSpec
-    input: DenseInput
-    output: DenseOutputSpec = DenseOutputSpec()
-    features: DenseFeaturesSpec | None = None
-
-
-class SelectorSpec(Record):
-    """Which pixels are refined.
-
-    Attributes:
-        kind: entropy of the dense result.
-        threshold_nats: pixels above it are refined.
-        max_pixels: pixel budget at full resolution; 0 for no limit.
-    """
-
-    kind: Literal["entropy"] = "entropy"
-    threshold_nats: Annotated[float, Field(ge=0.0)]
-    max_pixels: Annotated[int, Field(ge=0)] = 0
-
-
-class RefinerSpec(Record):
-    """The sparse UNet with its head; the ensembler's weights are in the same file.
-
-    Attributes:
-        file: safetensors file.
-        kind: network family.
-        widths: channels per level, finest first.
-        blocks: residual blocks on each side of a level.
-        inputs: features per pixel, concatenated in this order.
-        bounds: trailing rows and columns of strided convolutions follow the image or, as the
-            reference release does, the active data.
-        channel_order: order of the picture's channels in the features.
-        mean, std: on the 0-255 scale, in that order.
-        ensembler: how refined and dense logits are fused.
-    """
-
-    file: FileSpec
-    kind: Literal["unet"] = "unet"
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
-    blocks: PositiveInt = 2
-    inputs: tuple[InputFeature, ...] = Field(default=("rgb",), min_length=1)
-    bounds: PlanBounds = "image"
-    channel_order: ChannelOrder = "RGB"
-    mean: Triple = IMAGENET_MEAN
-    std: PositiveTriple = IMAGENET_STD
-    ensembler: EnsemblerKind = "gated"
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Channel order and statistics."""
-        return Normalisation(self.channel_order, self.mean, self.std)
-
-
-class BundleSpec(Record):
-    """Content of `bundle.yaml`.
-
-    Attributes:
-        format: version of this format.
-        name: name of the bundle.
-        licence: licence of weights and data, in words.
-        classes: names and colours in label order.
-        dense: the dense model.
-        selector: which pixels are refined; needed with a refiner.
-        refiner: the sparse refiner; None for a plain dense segmenter.
-        training: record of how the weights came about; free keys.
-    """
-
-    format: Literal[1] = FORMAT
-    name: Annotated[str, Field(min_length=1)]
-    licence: str
-    classes: tuple[ClassSpec, ...] = Field(min_length=2, max_length=255)
-    dense: DenseSpec
-    selector: SelectorSpec | None = None
-    refiner: RefinerSpec | None = None
-    training: Mapping[str, str | float | int | tuple[str, ...] | Mapping[str, float]] = Field(
-        default_factory=dict
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        names = [entry.name for entry in self.classes]
-        if len(set(names)) != len(names):
-            raise ValueError("expected unique class names")
-        if self.refiner is not None and self.selector is None:
-            raise ValueError("expected a selector beside the refiner")
-        if self.refiner and "features" in self.refiner.inputs and self.dense.features is None:
-            raise ValueError("expected dense.features for a refiner whose inputs name features")
-        if self.selector and self.selector.threshold_nats > math.log(len(names)):
-            raise ValueError(
-                "expected selector.threshold_nats of at most log(classes) = "
-                f"{math.log(len(names)):.3f}"
-            )
-        return self
-
-    def uses_features(self) -> bool:
-        """Whether a stage after the dense model needs its features."""
-        return self.refiner is not None and "features" in self.refiner.inputs
-
-    def refiner_channels(self) -> int:
-        """Number of features per pixel that the refiner sees; 0 without a refiner."""
-        widths = {"rgb": 3, "logits": len(self.classes)}
-        if self.dense.features is not None:
-            widths["features"] = self.dense.features.channels
-        return sum(widths[name] for name in self.refiner.inputs) if self.refiner else 0
-
-    def files(self) -> tuple[FileSpec, ...]:
-        """Every file besides `bundle.yaml`."""
-        return (self.dense.file, *([self.refiner.file] if self.refiner else []))
 
 
 @dataclass(frozen=True)
@@ -385,9 +159,9 @@ def sealed(spec: BundleSpec, folder: Path) -> BundleSpec:
         BundleError: a file is missing.
     """
     updates: dict[str, Record] = {}
-    for part in ("dense", "refiner"):
+    for part in ("dense", "selector", "refiner"):
         section = getattr(spec, part)
-        if section is None:
+        if section is None or not hasattr(section, "file"):
             continue
         path = folder / section.file.path
         if not path.is_file():

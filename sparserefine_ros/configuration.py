@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError
 
 from sparserefine_ros.errors import SparseRefineError
 
@@ -19,6 +19,21 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
+
+_KIND: Final = "kind="
+
+
+def kind_or(default: str) -> Discriminator:
+    """The field `kind` chooses between the members of a union; left out, it is `default`.
+
+    The members are tagged `Tag("kind=NAME")`.
+    """
+
+    def kind_of(value: Any) -> str:
+        given = value.get("kind", default) if isinstance(value, dict) else value.kind
+        return f"{_KIND}{given}"
+
+    return Discriminator(kind_of)
 
 
 def read_yaml(path: Path, kind: type[R], error: type[SparseRefineError]) -> R:
@@ -49,8 +64,14 @@ def describe_mistakes(err: ValidationError) -> str:
     """One line for each mistake: the field, what was expected, what came."""
     lines = []
     for mistake in err.errors(include_url=False):
-        where = ".".join(str(part) for part in mistake["loc"]) or "(whole file)"
-        if mistake["type"] == "extra_forbidden":
+        # A part "kind=..." names a member of a union, not a field.
+        fields = [str(part) for part in mistake["loc"] if not str(part).startswith(_KIND)]
+        where = ".".join(fields) or "(whole file)"
+        if mistake["type"] == "union_tag_invalid":
+            known = mistake["ctx"]["expected_tags"].replace(_KIND, "")
+            found = mistake["ctx"]["tag"].removeprefix(_KIND)
+            lines.append(f"{where}.kind: expected one of {known}, got {found!r}")
+        elif mistake["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown field; remove it or correct its name")
         elif mistake["type"] == "missing":
             lines.append(f"{where}: required field is missing; add it")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import EnsemblerKind
+from sparserefine_ros.bundle_spec import EnsemblerKind
 from sparserefine_ros.kernels.fusion import CompiledGate
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.records import Uncertainty

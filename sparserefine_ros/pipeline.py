@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.bundle import Bundle, SelectorSpec
+from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.image import check_image, resize_image
 from sparserefine_ros.maps import assemble_maps
-from sparserefine_ros.records import Map, Prediction, Selection
+from sparserefine_ros.records import DenseOutput, Map, Prediction, Selection, Uncertainty
 from sparserefine_ros.refiner import RefineStage, load_refiner
-from sparserefine_ros.selection import select_by_entropy, selection_from_mask
+from sparserefine_ros.selection import selection_from_mask
+from sparserefine_ros.selectors import open_selector
 from sparserefine_ros.uncertainty import measure_uncertainty
 
 LABELS_ONLY = frozenset({Map.LABELS})
@@ -66,17 +67,11 @@ class Pipeline:
             bundle, backend=options.backend, device=options.device, threads=threads
         )
         self._refine = RefineStage(load_refiner(bundle), bundle) if bundle.spec.refiner else None
-        selector = bundle.spec.selector or SelectorSpec(threshold_nats=0.0)
-        self.entropy_threshold = (
-            selector.threshold_nats
-            if options.entropy_threshold is None
-            else options.entropy_threshold
-        )
-        self.max_refined_pixels = (
-            selector.max_pixels
-            if options.max_refined_pixels is None
-            else options.max_refined_pixels
-        )
+        self.selector = open_selector(bundle)
+        self._bundle_threshold = self.selector.threshold
+        self._bundle_budget = self.selector.max_pixels
+        self.entropy_threshold = options.entropy_threshold
+        self.max_refined_pixels = options.max_refined_pixels
         self.backends: Mapping[str, str] = {
             "dense": self._segmenter.description,
             "sparse": self._refine.description if self._refine else "none",
@@ -105,7 +100,7 @@ class Pipeline:
         with clock("entropy"):
             uncertainty = measure_uncertainty(dense.logits)
         with clock("selection"):
-            selection = self._select(uncertainty.entropy, full_size)
+            selection = self._select(low_res_image, dense, uncertainty, full_size)
         fused = self._refine(image, dense, selection, clock) if self._refine else None
         with clock("maps"):
             outputs = assemble_maps(uncertainty, selection, fused, maps)
@@ -124,40 +119,55 @@ class Pipeline:
             times=clock.times(),
         )
 
-    def _select(self, entropy: torch.Tensor, full_size: tuple[int, int]) -> Selection:
+    def _select(
+        self,
+        low_res_image: NDArray[np.uint8],
+        dense: DenseOutput,
+        uncertainty: Uncertainty,
+        full_size: tuple[int, int],
+    ) -> Selection:
         if self._refine is None:
-            return selection_from_mask(torch.zeros(entropy.shape, dtype=torch.bool), full_size)
-        return select_by_entropy(
-            entropy,
-            full_size,
-            threshold_nats=self._entropy_threshold,
-            max_pixels=self._max_refined_pixels,
-        )
+            nothing = torch.zeros(uncertainty.entropy.shape, dtype=torch.bool)
+            return selection_from_mask(nothing, full_size)
+        return self.selector(low_res_image, dense, uncertainty, full_size)
 
     @property
-    def entropy_threshold(self) -> float:
-        """Pixels whose entropy exceeds this are refined; nats, 0 .. log(C)."""
-        return self._entropy_threshold
+    def entropy_threshold(self) -> float | None:
+        """Pixels whose entropy exceeds this are refined; nats, 0 .. log(C).
+
+        None for a bundle that selects by something else. Set to None, it is the bundle's value.
+        """
+        return self.selector.threshold if self.selector.kind == "entropy" else None
 
     @entropy_threshold.setter
-    def entropy_threshold(self, nats: float) -> None:
+    def entropy_threshold(self, nats: float | None) -> None:
+        if nats is None:
+            self.selector.threshold = self._bundle_threshold
+            return
+        if self.selector.kind != "entropy":
+            raise ConfigurationError(
+                f"expected no entropy threshold for {self.bundle.name}, which selects by "
+                f"{self.selector.kind}, got {nats}; leave it at the bundle's value"
+            )
         highest = math.log(len(self.bundle.spec.classes))
         if not 0.0 <= nats <= highest:
             raise ConfigurationError(
                 f"expected an entropy threshold of 0 .. log(classes) = {highest:.3f} nats, "
                 f"got {nats}"
             )
-        self._entropy_threshold = float(nats)
+        self.selector.threshold = float(nats)
 
     @property
-    def max_refined_pixels(self) -> int:
-        """Pixel budget per frame; 0 for no limit."""
-        return self._max_refined_pixels
+    def max_refined_pixels(self) -> int | None:
+        """Pixel budget per frame; 0 for no limit. Set to None, it is the bundle's value."""
+        return self.selector.max_pixels
 
     @max_refined_pixels.setter
-    def max_refined_pixels(self, pixels: int) -> None:
+    def max_refined_pixels(self, pixels: int | None) -> None:
+        if pixels is None:
+            pixels = self._bundle_budget
         if pixels < 0:
             raise ConfigurationError(
                 f"expected a budget of 0 (no limit) or more pixels, got {pixels}"
             )
-        self._max_refined_pixels = int(pixels)
+        self.selector.max_pixels = int(pixels)

@@ -7,31 +7,32 @@ Shape legend: H, W full resolution; h, w low resolution; N selected pixels; C cl
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparserefine_ros.bundle import Bundle, RefinerSpec
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.ensemble import Fuser, make_ensembler
 from sparserefine_ros.errors import BundleError
 from sparserefine_ros.image import Normaliser
-from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.native import NativeUNet
-from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.sparse.plan import SparsePlan, build_plan
+from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import SparseUNet
+from sparserefine_ros.weights import load_weights
 
 
 class Refiner(nn.Module):
-    """Sparse UNet and ensembler.
+    """Extractor, which sees full-resolution pixels, and ensembler, which fuses.
 
     Args:
         spec: a bundle's `refiner` section.
@@ -39,13 +40,17 @@ class Refiner(nn.Module):
         classes: C.
 
     Attributes:
-        unet: features [N, I] and a plan -> refined logits [N, C].
+        extractor: features [N, I] and a plan -> refined logits [N, C].
         ensembler: dense and refined logits [N, C] -> fused logits [N, C].
     """
 
     def __init__(self, spec: RefinerSpec, channels: int, classes: int) -> None:
         super().__init__()
-        self.unet = SparseUNet(channels, classes, widths=spec.widths, blocks=spec.blocks)
+        self.extractor: SparseUNet | PointNet
+        if spec.kind == "unet":
+            self.extractor = SparseUNet(channels, classes, widths=spec.widths, blocks=spec.blocks)
+        else:
+            self.extractor = PointNet(channels, classes, widths=spec.widths)
         self.ensembler = make_ensembler(spec.ensembler, classes)
 
 
@@ -114,7 +119,7 @@ def sample_dense(maps: Tensor, selection: Selection) -> Tensor:
 
 
 class RefineStage:
-    """Plan, sparse UNet and fusion of one frame, for inference on the CPU.
+    """Plan, extractor and fusion of one frame, for inference on the CPU.
 
     Args:
         refiner: trained weights; they are copied.
@@ -126,13 +131,10 @@ class RefineStage:
 
     def __init__(self, refiner: Refiner, bundle: Bundle) -> None:
         spec = _refiner_spec(bundle)
-        self._depth, self._bounds = len(spec.widths), spec.bounds
+        self._depth, self._bounds = spec.depth, spec.bounds
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
-        if kernels is None:
-            self._unet: CompiledUNet | NativeUNet = NativeUNet(refiner.unet)
-        else:
-            self._unet = CompiledUNet(refiner.unet, kernels, threads=threads)
+        self._extract = _for_inference(refiner.extractor, kernels, threads)
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
         engine = f"compiled {kernels.name}" if kernels else "PyTorch"
         self.description = f"native CPU ({engine}), {threads} threads"
@@ -150,22 +152,25 @@ class RefineStage:
         with clock("refine"):
             dense_logits = sample_dense(dense.logits, selection)
             features = self._sample_features(image, dense, selection, dense_logits)
-            refined_logits = self._unet(features, plan)
+            refined_logits = self._extract(features, plan)
         with clock("fusion"):
             return self._fuse(dense_logits, refined_logits)
+
+
+def _for_inference(
+    extractor: SparseUNet | PointNet, kernels: Kernels | None, threads: int
+) -> Callable[[Tensor, SparsePlan], Tensor]:
+    if isinstance(extractor, PointNet):
+        return torch.inference_mode()(copy.deepcopy(extractor).eval())
+    if kernels is None:
+        return NativeUNet(extractor)
+    return CompiledUNet(extractor, kernels, threads=threads)
 
 
 def _refiner_spec(bundle: Bundle) -> RefinerSpec:
     if bundle.spec.refiner is None:
         raise BundleError(f"{bundle.name} has no refiner; train one: sparserefine train refiner")
     return bundle.spec.refiner
-
-
-def save_refiner(refiner: Refiner, path: Path) -> None:
-    """Write the weights as safetensors; `path` is replaced only once the file is whole."""
-    aside = path.with_suffix(".tmp")
-    save_file({key: value.contiguous() for key, value in refiner.state_dict().items()}, aside)
-    aside.replace(path)
 
 
 def load_refiner(bundle: Bundle) -> Refiner:
@@ -175,33 +180,6 @@ def load_refiner(bundle: Bundle) -> Refiner:
         BundleError: no refiner in the bundle, or weights that do not fit its description.
     """
     spec = _refiner_spec(bundle)
-    path = bundle.path(spec.file)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as err:
-        raise BundleError(f"{path} is not a readable safetensors file: {err}") from err
     refiner = Refiner(spec, bundle.spec.refiner_channels(), len(bundle.spec.classes))
-    mistakes = _differences(refiner.state_dict(), weights)
-    if mistakes:
-        raise BundleError(
-            f"{path} does not fit the refiner section of bundle.yaml: {'; '.join(mistakes[:5])}"
-            f"{f' and {len(mistakes) - 5} more' if len(mistakes) > 5 else ''}"
-        )
-    refiner.load_state_dict(weights)
+    load_weights(refiner, bundle.path(spec.file), section="refiner")
     return refiner.eval()
-
-
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    mistakes = []
-    for key in sorted(expected.keys() | found.keys()):
-        if key not in found:
-            mistakes.append(f"{key} is missing")
-        elif key not in expected:
-            mistakes.append(f"{key} is unknown")
-        elif expected[key].shape != found[key].shape:
-            mistakes.append(
-                f"{key}: expected {list(expected[key].shape)}, got {list(found[key].shape)}"
-            )
-        elif not torch.isfinite(found[key]).all():
-            mistakes.append(f"{key} holds NaN or infinity")
-    return mistakes

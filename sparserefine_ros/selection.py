@@ -32,24 +32,24 @@ def expand_map(low_res: torch.Tensor, full_size: tuple[int, int]) -> torch.Tenso
     return low_res.index_select(-2, rows).index_select(-1, columns)
 
 
-def select_by_entropy(
-    entropy: torch.Tensor,
+def select_above(
+    score: torch.Tensor,
     full_size: tuple[int, int],
     *,
-    threshold_nats: float,
+    threshold: float,
     max_pixels: int = 0,
 ) -> Selection:
-    """Select the blocks whose entropy exceeds the threshold.
+    """Select the blocks whose score exceeds the threshold.
 
     Args:
-        entropy: float32 [h, w], nats, on the CPU.
+        score: float32 [h, w] on the CPU, such as the entropy.
         full_size: (H, W).
-        threshold_nats: blocks above it are selected.
-        max_pixels: pixel budget; the blocks of highest entropy are kept, in whole blocks, never
+        threshold: blocks above it are selected.
+        max_pixels: pixel budget; the blocks of highest score are kept, in whole blocks, never
             more pixels than this. 0 for no limit.
     """
-    values = entropy.numpy()
-    mask = values > threshold_nats
+    values = score.numpy()
+    mask = values > threshold
     areas = block_areas((values.shape[0], values.shape[1]), full_size)
     candidates = int(areas[mask].sum())
     budget_hit = 0 < max_pixels < candidates
@@ -108,17 +108,17 @@ def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> ND
 
 
 def _highest_within(
-    entropy: NDArray[np.float32],
+    score: NDArray[np.float32],
     mask: NDArray[np.bool_],
     areas: NDArray[np.int64],
     max_pixels: int,
 ) -> NDArray[np.bool_]:
     candidates = np.flatnonzero(mask)
-    values = entropy.ravel()[candidates]
+    values = score.ravel()[candidates]
     if areas.min() == areas.max():
         kept = candidates[_highest(values, max_pixels // int(areas.flat[0]))]
     else:
-        # Stable, so that among equal entropies the upper left blocks win on every machine.
+        # Stable, so that among equal scores the upper left blocks win on every machine.
         candidates = candidates[np.argsort(-values, kind="stable")]
         kept = candidates[np.cumsum(areas.ravel()[candidates]) <= max_pixels]
     result = np.zeros(mask.size, np.bool_)

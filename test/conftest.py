@@ -10,23 +10,25 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
-from sparserefine_ros.bundle import (
+from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, seal_bundle
+from sparserefine_ros.bundle_spec import (
     BundleSpec,
     ClassSpec,
     DenseInput,
     DenseOutputSpec,
     DenseSpec,
+    EntropySelectorSpec,
     FileSpec,
-    RefinerSpec,
-    SelectorSpec,
-    create_bundle,
+    UNetRefinerSpec,
 )
 from sparserefine_ros.kernels.library import Kernels, compiled_kernels
-from sparserefine_ros.refiner import Refiner, save_refiner
+from sparserefine_ros.refiner import Refiner
+from sparserefine_ros.weights import save_weights
 from sparserefine_ros.zoo.export import export_onnx
 
 # Tiny tensors gain nothing from threads, whose barriers take long on a busy machine.
@@ -79,8 +81,8 @@ def make_tiny_bundle(
             input=DenseInput(scale=0.5, multiple_of=4),
             output=DenseOutputSpec(stride=2),
         ),
-        selector=SelectorSpec(threshold_nats=1.0),
-        refiner=RefinerSpec(
+        selector=EntropySelectorSpec(threshold_nats=1.0),
+        refiner=UNetRefinerSpec(
             file=FileSpec(path="refiner.safetensors", sha256=NO_DIGEST),
             widths=(8, 12),
             blocks=1,
@@ -90,10 +92,20 @@ def make_tiny_bundle(
     assert spec.refiner is not None
     refiner = Refiner(spec.refiner, spec.refiner_channels(), len(classes))
     random_statistics(refiner)
-    save_refiner(refiner, sources / "refiner.safetensors")
+    save_weights(refiner, sources / "refiner.safetensors")
     names = ("dense.onnx", "refiner.safetensors")
     create_bundle(folder, spec, {name: sources / name for name in names})
     return folder
+
+
+def with_sections(folder: Path, *, features: object = None, **sections: object) -> Bundle:
+    """Change sections of a bundle's description, `features` of its dense section, and seal it."""
+    path = folder / BUNDLE_FILE
+    fields = yaml.safe_load(path.read_text(encoding="utf-8")) | sections
+    if features is not None:
+        fields["dense"]["features"] = features
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return seal_bundle(folder)
 
 
 @pytest.fixture(scope="session")

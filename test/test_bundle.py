@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sparserefine_ros.bundle import (
-    BUNDLE_FILE,
-    Bundle,
-    BundleSpec,
-    DenseInput,
-    SelectorSpec,
-    create_bundle,
-    seal_bundle,
-    sealed,
-)
+from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, seal_bundle, sealed
+from sparserefine_ros.bundle_spec import BundleSpec, DenseInput, EntropySelectorSpec
 from sparserefine_ros.errors import BundleError
 
 DENSE, REFINER = b"dense model", b"refiner weights"
@@ -113,7 +105,7 @@ class TestOpen:
         assert spec.dense.input.mean == (1.5, 2.5, 3.5)
         assert spec.dense.input.std == (10.0, 20.0, 30.0)
         assert spec.dense.output.stride == 4
-        assert spec.selector == SelectorSpec(threshold_nats=0.25, max_pixels=1000)
+        assert spec.selector == EntropySelectorSpec(threshold_nats=0.25, max_pixels=1000)
         assert spec.refiner is not None
         assert (spec.refiner.widths, spec.refiner.blocks) == ((8, 16, 32), 1)
         assert (spec.refiner.bounds, spec.refiner.ensembler) == ("data", "entropy")
@@ -332,7 +324,7 @@ class TestCreate:
     ) -> None:
         spec = BundleSpec.model_validate(FIELDS)
         # model_copy does not validate; log(2 classes) is 0.69.
-        spec = spec.model_copy(update={"selector": SelectorSpec(threshold_nats=3.0)})
+        spec = spec.model_copy(update={"selector": EntropySelectorSpec(threshold_nats=3.0)})
         before = contents(folder)
         with pytest.raises(BundleError, match=r"at most log\(classes\)"):
             create_bundle(folder, spec, sources)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.bundle import EnsemblerKind
+from sparserefine_ros.bundle_spec import EnsemblerKind
 from sparserefine_ros.ensemble import (
     Fuser,
     GatedEnsembler,

@@ -88,7 +88,7 @@ def naive(folder: Path, image: Picture, threshold: float = THRESHOLD) -> Naive:
     weights = {k: v.double() for k, v in load_file(folder / "refiner.safetensors").items()}
     rgb = torch.from_numpy((image - MEAN) / STD).permute(2, 0, 1)
     unet = DenseUNet(
-        {k.removeprefix("unet."): v for k, v in weights.items() if k.startswith("unet.")},
+        {k.removeprefix("extractor."): v for k, v in weights.items() if k.startswith("extractor.")},
         "image",
         training=False,
     )

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparserefine_ros.bundle import (
-    BUNDLE_FILE,
-    Bundle,
-    FileSpec,
-    RefinerSpec,
-    seal_bundle,
-    sealed,
-)
+from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, seal_bundle, sealed
+from sparserefine_ros.bundle_spec import FileSpec, UNetRefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import write_yaml
 from sparserefine_ros.errors import BundleError
@@ -30,10 +24,10 @@ from sparserefine_ros.refiner import (
     RefineStage,
     load_refiner,
     sample_dense,
-    save_refiner,
 )
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -71,7 +65,7 @@ class TestSampling:
     def test_features_in_the_order_of_the_bundle(
         self, inputs: tuple[str, ...], order: str, picture: NDArray[np.uint8]
     ) -> None:
-        spec = RefinerSpec(
+        spec = UNetRefinerSpec(
             file=FileSpec(path=WEIGHTS, sha256=NO_DIGEST),
             widths=(4,),
             inputs=inputs,  # type: ignore[arg-type]
@@ -136,7 +130,7 @@ class TestStage:
         features = FeatureSampler(bundle.spec.refiner)(picture, DenseOutput(logits), selection, at)
         plan = build_plan(selection.pixels, (1, 75, 101), 2)
         with torch.no_grad():
-            probabilities = refiner.ensembler(at, refiner.unet(features, plan)).softmax(1)
+            probabilities = refiner.ensembler(at, refiner.extractor(features, plan)).softmax(1)
         top = probabilities.max(1)
         # Float32 with folded norms against unfolded ones.
         torch.testing.assert_close(result.top_probability, top.values, rtol=1e-3, atol=1e-4)
@@ -174,12 +168,12 @@ class TestStage:
 
 class TestLoading:
     def test_round_trip(self, tmp_path: Path) -> None:
-        spec = RefinerSpec(
+        spec = UNetRefinerSpec(
             file=FileSpec(path=WEIGHTS, sha256=NO_DIGEST), widths=(4, 6, 8), blocks=2
         )
         refiner = Refiner(spec, 3, 5)
         random_statistics(refiner)
-        save_refiner(refiner, tmp_path / WEIGHTS)
+        save_weights(refiner, tmp_path / WEIGHTS)
         assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
         found = load_file(tmp_path / WEIGHTS)
         expected = refiner.state_dict()
@@ -199,7 +193,10 @@ class TestLoading:
             ({"widths": (8,)}, "is unknown"),
             ({"widths": (8, 12, 12)}, "is missing"),
             ({"blocks": 2}, r"after\.1\.\S+ is missing"),
-            ({"inputs": ("rgb",)}, r"unet\.stem\.kernel: expected \[9, 3, 8\], got \[9, 6, 8\]"),
+            (
+                {"inputs": ("rgb",)},
+                r"stem\.kernel: expected \[9, 3, 8\], got \[9, 6, 8\]",
+            ),
             ({"ensembler": "direct"}, r"ensembler\.gate\.0\.bias is unknown"),
         ],
     )
@@ -217,16 +214,16 @@ class TestLoading:
 
     def test_one_wrong_shape(self, folder: Path) -> None:
         weights = load_file(folder / WEIGHTS)
-        weights["unet.head.bias"] = torch.zeros(4)
-        message = r"bundle.yaml: unet\.head\.bias: expected \[3\], got \[4\]$"
+        weights["extractor.head.bias"] = torch.zeros(4)
+        message = r"bundle.yaml: extractor\.head\.bias: expected \[3\], got \[4\]$"
         with pytest.raises(BundleError, match=message):
             load_refiner(with_weights(folder, weights))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, folder: Path, value: float) -> None:
         weights = load_file(folder / WEIGHTS)
-        weights["unet.stem.kernel"][0, 0, 0] = value
-        with pytest.raises(BundleError, match=r"unet\.stem\.kernel holds NaN or infinity"):
+        weights["extractor.stem.kernel"][0, 0, 0] = value
+        with pytest.raises(BundleError, match=r"extractor\.stem\.kernel holds NaN or infinity"):
             load_refiner(with_weights(folder, weights))
 
     def test_no_pickle_is_ever_loaded(self, folder: Path, tmp_path: Path) -> None:
@@ -237,7 +234,7 @@ class TestLoading:
                 return Path.touch, (trap,)
 
         for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
-            write({"unet.head.bias": Trap()}, folder / WEIGHTS)
+            write({"extractor.head.bias": Trap()}, folder / WEIGHTS)
             bundle = seal_bundle(folder)
             with pytest.raises(BundleError, match="not a readable safetensors file"):
                 load_refiner(bundle)

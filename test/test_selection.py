@@ -10,7 +10,7 @@ from sparserefine_ros.selection import (
     block_areas,
     expand_map,
     nearest_index,
-    select_by_entropy,
+    select_above,
     selection_from_mask,
 )
 from sparserefine_ros.uncertainty import measure_uncertainty
@@ -59,9 +59,7 @@ def test_equals_the_definition_at_full_resolution(low: Size, full: Size, thresho
     # Within float32 rounding of the threshold either answer would be right; the data avoids that.
     assert np.abs(entropy - threshold).min() > 1e-5
     expected = entropy > threshold
-    selection = select_by_entropy(
-        measure_uncertainty(logits).entropy, full, threshold_nats=threshold
-    )
+    selection = select_above(measure_uncertainty(logits).entropy, full, threshold=threshold)
     mask = np.zeros(full[0] * full[1], bool)
     mask[selection.pixels.numpy()] = True
     assert np.array_equal(mask.reshape(full), expected)
@@ -127,7 +125,7 @@ def test_the_budget_keeps_the_highest_blocks(low: Size, full: Size) -> None:
     above = [block for block, value in enumerate(values) if value > 0.3]
     candidates = int(areas[above].sum())
     for budget in {1, 3, candidates // 3, candidates - 1, candidates, candidates + 1} - {0, -1}:
-        selection = select_by_entropy(entropy, full, threshold_nats=0.3, max_pixels=budget)
+        selection = select_above(entropy, full, threshold=0.3, max_pixels=budget)
         kept: list[int] = []
         for block in sorted(above, key=lambda block: (-values[block], block)):
             if candidates > budget and areas[kept].sum() + areas[block] > budget:
@@ -144,31 +142,31 @@ def test_the_budget_keeps_the_highest_blocks(low: Size, full: Size) -> None:
 def test_equal_entropies_are_kept_from_the_upper_left() -> None:
     entropy = torch.full((5, 4), 0.5)
     entropy[3, 3] = 0.9
-    selection = select_by_entropy(entropy, (10, 8), threshold_nats=0.1, max_pixels=27)
+    selection = select_above(entropy, (10, 8), threshold=0.1, max_pixels=27)
     kept = selection.low_res_mask.nonzero().tolist()
     # Blocks of four pixels: the highest one, then five of the equal ones; a seventh would make 28.
     assert kept == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [3, 3]]
     assert selection.count == 24
-    again = select_by_entropy(entropy.clone(), (10, 8), threshold_nats=0.1, max_pixels=27)
+    again = select_above(entropy.clone(), (10, 8), threshold=0.1, max_pixels=27)
     assert torch.equal(again.pixels, selection.pixels)
 
 
 def test_a_budget_below_one_block_selects_nothing() -> None:
-    selection = select_by_entropy(torch.ones(3, 3), (9, 9), threshold_nats=0.5, max_pixels=8)
+    selection = select_above(torch.ones(3, 3), (9, 9), threshold=0.5, max_pixels=8)
     assert (selection.count, selection.candidates, selection.budget_hit) == (0, 81, True)
     assert not selection.low_res_mask.any()
 
 
 def test_nothing_above_the_threshold() -> None:
     # Exactly the threshold is not above it.
-    selection = select_by_entropy(torch.full((3, 4), 0.5), (7, 9), threshold_nats=0.5, max_pixels=5)
+    selection = select_above(torch.full((3, 4), 0.5), (7, 9), threshold=0.5, max_pixels=5)
     assert (selection.count, selection.candidates, selection.budget_hit) == (0, 0, False)
     assert selection.pixels.shape == selection.low_res_pixels.shape == (0,)
     assert selection.share == 0.0
 
 
 def test_everything_above_the_threshold() -> None:
-    selection = select_by_entropy(torch.full((3, 4), 0.5), (7, 9), threshold_nats=0.1)
+    selection = select_above(torch.full((3, 4), 0.5), (7, 9), threshold=0.1)
     assert selection.pixels.tolist() == list(range(63))
     assert (selection.share, selection.budget_hit) == (1.0, False)
 
@@ -176,5 +174,5 @@ def test_everything_above_the_threshold() -> None:
 def test_the_entropy_map_is_left_alone() -> None:
     entropy = measure_uncertainty(random_logits((6, 6))).entropy
     before = entropy.clone()
-    select_by_entropy(entropy, (12, 12), threshold_nats=0.2, max_pixels=10)
+    select_above(entropy, (12, 12), threshold=0.2, max_pixels=10)
     assert torch.equal(entropy, before)

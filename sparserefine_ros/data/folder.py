@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from sparserefine_ros.bundle import Byte, ClassSpec
+from sparserefine_ros.bundle_spec import Byte, ClassSpec
 from sparserefine_ros.configuration import Record, read_yaml
 from sparserefine_ros.data.label_files import IndexLabels
 from sparserefine_ros.data.paired import Origin, PairedDataset, find_pictures, pair_by_name

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.bundle import Bundle, DenseFeaturesSpec, DenseInput
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import DenseFeaturesSpec, DenseInput
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.records import DenseOutput

@@ -27,7 +27,7 @@ from sparserefine_ros.image import resize_image
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, Prediction
 from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
-from sparserefine_ros.selection import expand_map, select_by_entropy
+from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.uncertainty import measure_uncertainty
 
@@ -168,25 +168,21 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
     bundle = pipeline.bundle
     full_size = (image.shape[0], image.shape[1])
     segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
-    dense = segmenter(resize_image(image, bundle.spec.dense.input.low_res_size(full_size)))
+    low_res_image = resize_image(image, bundle.spec.dense.input.low_res_size(full_size))
+    dense = segmenter(low_res_image)
     uncertainty = measure_uncertainty(dense.logits)
     labels = expand_map(uncertainty.labels, full_size).contiguous()
     spec = bundle.spec.refiner
     if spec is None:
         return labels.numpy()
-    selection = select_by_entropy(
-        uncertainty.entropy,
-        full_size,
-        threshold_nats=pipeline.entropy_threshold,
-        max_pixels=pipeline.max_refined_pixels,
-    )
+    selection = pipeline.selector(low_res_image, dense, uncertainty, full_size)
     if selection.count:
         refiner = load_refiner(bundle)
-        plan = build_plan(selection.pixels, (1, *full_size), len(spec.widths), bounds=spec.bounds)
+        plan = build_plan(selection.pixels, (1, *full_size), spec.depth, bounds=spec.bounds)
         dense_logits = sample_dense(dense.logits, selection)
         features = FeatureSampler(spec)(image, dense, selection, dense_logits)
         with torch.inference_mode():
-            refined_logits = refiner.unet(features, plan)
+            refined_logits = refiner.extractor(features, plan)
             fused_logits = refiner.ensembler(dense_logits, refined_logits)
         labels.view(-1)[selection.pixels] = fused_logits.argmax(1).to(torch.uint8)
     return labels.numpy()

@@ -17,6 +17,7 @@ from torch import nn
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.sparse.plan import SparsePlan
+from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseConv, UNetLevel
 
 if TYPE_CHECKING:
@@ -36,13 +37,19 @@ def count_refiner_macs(refiner: Refiner, plan: SparsePlan) -> int:
     A sparse convolution takes one product of its widths for each existing (input, output, tap)
     triple; missing neighbours cost nothing.
     """
-    unet, first = refiner.unet, plan.levels[0]
-    linear = [unet.head, *(m for m in refiner.ensembler.modules() if isinstance(m, nn.Linear))]
+    extractor, first = refiner.extractor, plan.levels[0]
+    if isinstance(extractor, PointNet):
+        return first.count * _linear_weights(refiner)
     return (
-        _conv_macs(unet.stem, first.same.pairs())
-        + _level_macs(unet.levels, plan, 0)
-        + first.count * sum(layer.weight.numel() for layer in linear)
+        _conv_macs(extractor.stem, first.same.pairs())
+        + _level_macs(extractor.levels, plan, 0)
+        + first.count * (extractor.head.weight.numel() + _linear_weights(refiner.ensembler))
     )
+
+
+def _linear_weights(module: nn.Module) -> int:
+    layers = (part for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def _level_macs(level: UNetLevel, plan: SparsePlan, depth: int) -> int:

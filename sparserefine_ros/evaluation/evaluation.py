@@ -217,6 +217,6 @@ def _check_same_setting(expected: Setting, found: Setting) -> None:
         want, got = getattr(expected, field.name), getattr(found, field.name)
         if want != got:
             raise ConfigurationError(
-                f"expected parts of one evaluation, but {field.name} is {want!r} in one and "
-                f"{got!r} in another; evaluate all parts with the same options"
+                f"expected parts of one evaluation, but {field.name} is {want} in one and "
+                f"{got} in another; evaluate all parts with the same options"
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparserefine_ros.bundle import Bundle, SelectorSpec
+from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import Sample, SegmentationDataset
 from sparserefine_ros.evaluation.cost import (
     DenseCost,
@@ -20,7 +20,14 @@ from sparserefine_ros.evaluation.cost import (
     count_parameters,
     count_refiner_macs,
 )
-from sparserefine_ros.evaluation.scores import FrameScore, Parameters, Tally, Truth, Variant
+from sparserefine_ros.evaluation.scores import (
+    FrameScore,
+    Parameters,
+    SelectorSetting,
+    Tally,
+    Truth,
+    Variant,
+)
 from sparserefine_ros.maps import confidence_bytes
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import Map, Prediction
@@ -64,14 +71,14 @@ class FrameResult:
     Attributes:
         score: its record.
         tally: what was counted on it.
-        selector: threshold and budget it was selected with.
+        selector: what decided which pixels were refined.
         parameters: of the networks.
         notes: what could not be measured, and why.
     """
 
     score: FrameScore
     tally: Tally
-    selector: SelectorSpec
+    selector: SelectorSetting
     parameters: Parameters
     notes: tuple[str, ...]
 
@@ -88,6 +95,12 @@ class FrameEvaluator:
         self._classes = len(task.bundle.class_names)
         self._pipeline = Pipeline(task.bundle, task.options)
         self._full = Pipeline(task.dense_full, task.options) if task.dense_full else None
+        selector = self._pipeline.selector
+        self._selector = (
+            SelectorSetting(selector.kind, selector.threshold, selector.max_pixels)
+            if task.bundle.spec.refiner
+            else SelectorSetting("none", 0.0, 0)
+        )
         self._refiner = load_refiner(task.bundle) if task.bundle.spec.refiner else None
         self._count_dense = DenseCounter(task.bundle)
         self._count_dense_full = DenseCounter(task.dense_full) if task.dense_full else None
@@ -131,10 +144,7 @@ class FrameEvaluator:
         return FrameResult(
             score,
             tally,
-            SelectorSpec(
-                threshold_nats=self._pipeline.entropy_threshold,
-                max_pixels=self._pipeline.max_refined_pixels,
-            ),
+            self._selector,
             Parameters(dense.parameters, dense_full.parameters, refiner_parameters),
             tuple(cost.missing for cost in (dense, dense_full) if cost.missing),
         )
@@ -145,7 +155,7 @@ class FrameEvaluator:
             return 0
         assert prediction.refined is not None
         sites = torch.from_numpy(np.flatnonzero(prediction.refined))
-        plan = build_plan(sites, (1, *prediction.size), len(spec.widths), bounds=spec.bounds)
+        plan = build_plan(sites, (1, *prediction.size), spec.depth, bounds=spec.bounds)
         return count_refiner_macs(self._refiner, plan)
 
 

@@ -73,10 +73,9 @@ def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictur
 
 def _setting(evaluation: Evaluation) -> Iterable[str]:
     setting, score = evaluation.setting, evaluation.tally.selection
-    budget = f"{setting.max_refined_pixels} pixels" if setting.max_refined_pixels else "no limit"
     yield _paragraph(
-        f"{len(evaluation.frames)} of {setting.frames} frames. Entropy threshold "
-        f"{setting.entropy_threshold_nats:.3f} nats, budget {budget}: density {score.density:.1%}, "
+        f"{len(evaluation.frames)} of {setting.frames} frames. "
+        f"Selector: {setting.selector}: density {score.density:.1%}, "
         f"selector recall {score.recall:.1%}, precision {score.precision:.1%}."
     )
     full = f" Full resolution: {setting.dense_full}." if setting.dense_full else ""
@@ -144,7 +143,8 @@ def _plots(evaluation: Evaluation) -> Iterable[str]:
         Line("precision", [(t, s.precision) for t, s in swept if s.density > 0]),
     ]
     nats_axis = Axis("entropy threshold, nats", nats[1], nats[-1], logarithmic=True)
-    threshold = evaluation.setting.entropy_threshold_nats
+    selector = evaluation.setting.selector
+    in_use = selector.threshold if selector.kind == "entropy" and selector.threshold > 0 else None
     chosen = evaluation.tally.selection
     trade = [
         Line("recall", [(s.density, s.recall) for s in scores]),
@@ -155,7 +155,7 @@ def _plots(evaluation: Evaluation) -> Iterable[str]:
         for variant in evaluation.setting.variants
     ]
     plots = (
-        draw_lines(lines, nats_axis, Axis("share"), marker=threshold if threshold > 0 else None),
+        draw_lines(lines, nats_axis, Axis("share"), marker=in_use),
         draw_lines(trade, Axis("density"), Axis("selector recall"), diagonal=True),
         draw_lines(reliability, Axis("confidence"), Axis("accuracy"), diagonal=True),
     )

@@ -150,6 +150,29 @@ class FrameScore:
 
 
 @dataclass(frozen=True)
+class SelectorSetting:
+    """What decided which pixels were refined.
+
+    Attributes:
+        kind: name of the selector; "none" without a refiner.
+        threshold: pixels whose score is above it were refined; nats for entropy.
+        max_pixels: pixel budget; 0 for no limit.
+    """
+
+    kind: str
+    threshold: float
+    max_pixels: int
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.kind == "none":
+            return "no refiner"
+        unit = " nats" if self.kind == "entropy" else ""
+        budget = f"{self.max_pixels} pixels" if self.max_pixels else "no limit"
+        return f"{self.kind} above {self.threshold:.3f}{unit}, budget {budget}"
+
+
+@dataclass(frozen=True)
 class Setting:
     """What was evaluated and how; all parts of one evaluation agree in it.
 
@@ -159,8 +182,7 @@ class Setting:
         dense_full: name and digest of the bundle of the full-resolution column; empty without one.
         class_names: names in label order.
         variants: what is scored, in the order of reports.
-        entropy_threshold_nats: pixels above it were refined.
-        max_refined_pixels: pixel budget; 0 for no limit.
+        selector: what decided which pixels were refined.
         frames: number of frames of the whole evaluation.
     """
 
@@ -169,8 +191,7 @@ class Setting:
     dense_full: str
     class_names: tuple[str, ...]
     variants: tuple[Variant, ...]
-    entropy_threshold_nats: float
-    max_refined_pixels: int
+    selector: SelectorSetting
     frames: int
 
 

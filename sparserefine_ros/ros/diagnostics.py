@@ -100,14 +100,16 @@ class ModelInfo:
         bundle: name of the bundle.
         digest: SHA-256 of its bundle.yaml, hex.
         backends: name of the engine of each model.
-        entropy_threshold: nats.
+        selector: what decides which pixels are refined.
+        threshold: of the selector; in nats for entropy.
         max_refined_pixels: pixel budget; 0 for no limit.
     """
 
     bundle: str
     digest: str
     backends: Mapping[str, str]
-    entropy_threshold: float
+    selector: str
+    threshold: float
     max_refined_pixels: int
 
 
@@ -226,7 +228,8 @@ def _model_values(model: ModelInfo | None) -> list[tuple[str, str]]:
         ("bundle", model.bundle),
         ("bundle_digest", model.digest),
         *((f"backend.{name}", backend) for name, backend in sorted(model.backends.items())),
-        ("entropy_threshold_nats", f"{model.entropy_threshold:.4f}"),
+        ("selector", model.selector),
+        ("selector_threshold", f"{model.threshold:.4f}"),
         ("max_refined_pixels", str(model.max_refined_pixels)),
     ]
 

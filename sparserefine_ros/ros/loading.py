@@ -20,14 +20,10 @@ class Model:
     Attributes:
         bundle: the bundle.
         pipeline: runs it; one thread at a time, but its settings may change from another one.
-        bundle_threshold: entropy threshold of the bundle, nats.
-        bundle_budget: pixel budget of the bundle; 0 for no limit.
     """
 
     bundle: Bundle
     pipeline: Pipeline
-    bundle_threshold: float
-    bundle_budget: int
 
     def apply(self, parameters: NodeParameters) -> None:
         """Set threshold and budget of the pipeline; -1 stands for the bundle's value.
@@ -36,8 +32,8 @@ class Model:
             ConfigurationError: a value makes no sense for this bundle.
         """
         threshold, budget = parameters.entropy_threshold, parameters.max_refined_pixels
-        self.pipeline.entropy_threshold = self.bundle_threshold if threshold < 0.0 else threshold
-        self.pipeline.max_refined_pixels = self.bundle_budget if budget < 0 else budget
+        self.pipeline.entropy_threshold = None if threshold < 0.0 else threshold
+        self.pipeline.max_refined_pixels = None if budget < 0 else budget
 
 
 ModelLoader = Callable[[NodeParameters], Model]
@@ -59,6 +55,6 @@ def load_model(parameters: NodeParameters) -> Model:
         backend=parameters.backend, device=parameters.device, threads=parameters.threads
     )
     pipeline = Pipeline(bundle, options)
-    model = Model(bundle, pipeline, pipeline.entropy_threshold, pipeline.max_refined_pixels)
+    model = Model(bundle, pipeline)
     model.apply(parameters)
     return model

@@ -103,8 +103,9 @@ class Session:
             bundle=bundle.name,
             digest=bundle.digest,
             backends=pipeline.backends,
-            entropy_threshold=pipeline.entropy_threshold,
-            max_refined_pixels=pipeline.max_refined_pixels,
+            selector=pipeline.selector.kind,
+            threshold=pipeline.selector.threshold,
+            max_refined_pixels=pipeline.selector.max_pixels,
         )
 
     def _age_ms(self, header: Header) -> float | None:

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import (
-    Bundle,
+from sparserefine_ros.bundle import Bundle, create_bundle
+from sparserefine_ros.bundle_spec import (
     BundleSpec,
     DenseFeaturesSpec,
     DenseInput,
     DenseOutputSpec,
     DenseSpec,
     FileSpec,
-    create_bundle,
 )
 from sparserefine_ros.data.datasets import (
     IGNORED_LABEL,

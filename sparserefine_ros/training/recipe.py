@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, Tag
 
-from sparserefine_ros.bundle import (
+from sparserefine_ros.bundle_spec import (
     ClassSpec,
     EnsemblerKind,
+    ExtractorSpec,
     InputFeature,
-    PlanBounds,
+    SelectorSpec,
 )
-from sparserefine_ros.configuration import Record
+from sparserefine_ros.configuration import Record, kind_or
 from sparserefine_ros.zoo.efficientnet import Variant
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -104,7 +105,7 @@ class ResidualEncoderRecipe(Record):
         blocks: residual blocks per stage.
     """
 
-    kind: Literal["residual"]
+    kind: Literal["residual"] = "residual"
     stem: PositiveInt = 24
     widths: tuple[PositiveInt, ...] = Field((32, 64, 128, 192), min_length=1)
     blocks: PositiveInt = 2
@@ -136,7 +137,11 @@ class DenseRecipe(TrainingRecipe):
     """
 
     scale: Share = 0.5
-    encoder: ResidualEncoderRecipe | EfficientNetLiteRecipe = Field(discriminator="kind")
+    encoder: Annotated[
+        Annotated[ResidualEncoderRecipe, Tag("kind=residual")]
+        | Annotated[EfficientNetLiteRecipe, Tag("kind=efficientnet")],
+        kind_or("residual"),
+    ]
     ladder: PositiveInt = 64
     features: PositiveInt = 32
     classes: tuple[ClassSpec, ...] = Field(min_length=2)
@@ -147,25 +152,19 @@ class RefinerRecipe(TrainingRecipe):
     """Trains a refiner for the dense model of a bundle and leaves a bundle with both.
 
     Attributes:
-        threshold_nats: entropy above which a pixel is refined.
-        max_pixels: pixel budget written into the bundle, 0 for none.
+        selector: which pixels are refined; left out, it is the bundle's.
         max_train_share: pixel budget of a training crop, as a share of its pixels.
-        widths: channels per level.
-        blocks: residual blocks on each side of a level.
+        extractor: the network that sees the selected pixels.
         inputs: features per pixel.
-        bounds: rule for trailing rows and columns of strided convolutions.
         ensembler: fusion with the dense logits.
         teacher: bundle whose dense model, usually one trained at full resolution, is imitated too.
         teacher_share: weight of the imitation in the loss; the labels weigh the rest.
     """
 
-    threshold_nats: Annotated[float, Field(ge=0.0)]
-    max_pixels: Annotated[int, Field(ge=0)] = 0
+    selector: SelectorSpec | None = None
     max_train_share: Share = 1.0
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
-    blocks: PositiveInt = 2
+    extractor: ExtractorSpec
     inputs: tuple[InputFeature, ...] = ("rgb",)
-    bounds: PlanBounds = "image"
     ensembler: EnsemblerKind = "gated"
     teacher: str | None = None
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5

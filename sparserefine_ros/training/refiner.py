@@ -21,14 +21,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import (
-    Bundle,
-    BundleSpec,
-    FileSpec,
-    RefinerSpec,
-    SelectorSpec,
-    create_bundle,
-)
+from sparserefine_ros.bundle import Bundle, create_bundle
+from sparserefine_ros.bundle_spec import BundleSpec, FileSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import describe_mistakes
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Preloaded, Sample, iterate, open_dataset
@@ -43,15 +37,16 @@ from sparserefine_ros.refiner import (
     Refiner,
     RefineStage,
     sample_dense,
-    save_refiner,
 )
 from sparserefine_ros.resources import find_bundle
-from sparserefine_ros.selection import nearest_index, select_by_entropy
+from sparserefine_ros.selection import nearest_index
+from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.uncertainty import measure_uncertainty
+from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "refiner.safetensors"
 
@@ -84,20 +79,19 @@ class RefinerTask:
         self._segmenter = open_segmenter(self.bundle, backend="auto", device="cpu", threads=0)
         validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
         self._validation = [
-            self._select(sample, recipe.max_pixels) for sample in iterate(validation)
+            self._select(sample, open_selector(self.bundle)) for sample in iterate(validation)
         ]
+        self._selector = open_selector(self.bundle)
+        height, width = recipe.augmentation.crop
+        self._selector.max_pixels = int(recipe.max_train_share * height * width)
 
-    def _select(self, sample: Sample, max_pixels: int) -> _Selected:
+    def _select(self, sample: Sample, selector: Selector) -> _Selected:
         full_size = (sample.image.shape[0], sample.image.shape[1])
         low_res_size = self.bundle.spec.dense.input.low_res_size(full_size)
-        dense = self._segmenter(resize_image(sample.image, low_res_size))
+        low_res_image = resize_image(sample.image, low_res_size)
+        dense = self._segmenter(low_res_image)
         uncertainty = measure_uncertainty(dense.logits)
-        selection = select_by_entropy(
-            uncertainty.entropy,
-            full_size,
-            threshold_nats=self._recipe.threshold_nats,
-            max_pixels=max_pixels,
-        )
+        selection = selector(low_res_image, dense, uncertainty, full_size)
         return _Selected(sample, dense, uncertainty, selection)
 
     def collate(self, items: list[Sample]) -> list[Sample]:
@@ -107,15 +101,14 @@ class RefinerTask:
     def loss(self, batch: list[Sample]) -> Tensor:
         """Cross entropy of refined plus fused logits at the labelled selected pixels."""
         pixels_per_crop = batch[0].labels.size
-        limit = int(self._recipe.max_train_share * pixels_per_crop)
-        crops = [self._select(sample, limit) for sample in batch]
+        crops = [self._select(sample, self._selector) for sample in batch]
         sites = torch.cat(
             [crop.selection.pixels + i * pixels_per_crop for i, crop in enumerate(crops)]
         )
         spec = self.bundle.spec.refiner
         assert spec is not None
         height, width = batch[0].labels.shape
-        plan = build_plan(sites, (len(crops), height, width), len(spec.widths), bounds=spec.bounds)
+        plan = build_plan(sites, (len(crops), height, width), spec.depth, bounds=spec.bounds)
         logits_of = [sample_dense(crop.dense.logits, crop.selection) for crop in crops]
         features = torch.cat(
             [
@@ -125,7 +118,7 @@ class RefinerTask:
         )
         dense_logits = torch.cat(logits_of)
         truth = torch.cat([_labels_at(crop) for crop in crops])
-        refined_logits = self.module.unet(features, plan)
+        refined_logits = self.module.extractor(features, plan)
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
         taught = torch.cat([self._teacher(crop) for crop in crops]) if self._teacher else None
         return sum(
@@ -199,28 +192,20 @@ def bundle_with_refiner(bundle: Bundle, recipe: RefinerRecipe) -> Bundle:
     Raises:
         ConfigurationError: the recipe does not fit the bundle.
     """
-    spec = bundle.spec.model_copy(
-        update={
-            "name": recipe.name,
-            "selector": SelectorSpec(
-                threshold_nats=recipe.threshold_nats, max_pixels=recipe.max_pixels
-            ),
-            "refiner": RefinerSpec(
-                file=FileSpec(path=WEIGHTS_FILE),
-                widths=recipe.widths,
-                blocks=recipe.blocks,
-                inputs=recipe.inputs,
-                bounds=recipe.bounds,
-                ensembler=recipe.ensembler,
-            ),
-        }
-    )
+    if recipe.selector is None and bundle.spec.selector is None:
+        raise ConfigurationError(
+            f"recipe {recipe.name}: expected a selector here or in {bundle.name}; add one, such as "
+            "selector: {kind: entropy, threshold_nats: 0.3}"
+        )
+    fields = {"file": FileSpec(path=WEIGHTS_FILE), "inputs": recipe.inputs}
+    refiner = {**fields, "ensembler": recipe.ensembler, **recipe.extractor.model_dump()}
+    update = {"name": recipe.name, "selector": recipe.selector or bundle.spec.selector}
+    spec = bundle.spec.model_dump() | update | {"refiner": refiner}
     try:
-        # model_copy does not validate: a threshold may not fit the number of classes.
-        spec = BundleSpec.model_validate(spec.model_dump())
+        # A threshold may not fit the number of classes, inputs may not fit the dense model.
+        return Bundle(bundle.folder, BundleSpec.model_validate(spec), bundle.digest)
     except ValidationError as err:
         raise ConfigurationError(f"recipe {recipe.name}: {describe_mistakes(err)}") from err
-    return Bundle(bundle.folder, spec, bundle.digest)
 
 
 def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume: bool) -> Bundle:
@@ -233,7 +218,7 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     check_classes(recipe, bundle.class_names)
     task = RefinerTask(recipe, bundle)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
-    save_refiner(task.module, folder / WEIGHTS_FILE)
+    save_weights(task.module, folder / WEIGHTS_FILE)
     record = {
         **bundle.spec.training,
         "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
@@ -242,9 +227,5 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
         "refined_val_miou": round(miou, 4),
     }
     spec = task.bundle.spec.model_copy(update={"training": record})
-    dense_file = bundle.spec.dense.file
-    return create_bundle(
-        folder / "bundle",
-        spec,
-        {dense_file.path: bundle.path(dense_file), WEIGHTS_FILE: folder / WEIGHTS_FILE},
-    )
+    sources = {file.path: bundle.path(file) for file in spec.files()}
+    return create_bundle(folder / "bundle", spec, {**sources, WEIGHTS_FILE: folder / WEIGHTS_FILE})

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import IMAGENET_MEAN, IMAGENET_STD
+from sparserefine_ros.bundle_spec import IMAGENET_MEAN, IMAGENET_STD
 from sparserefine_ros.image import Normalisation
 from sparserefine_ros.zoo.encoder import Encoder, conv_bn_relu
 

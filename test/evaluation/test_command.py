@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_bundle
 
-from sparserefine_ros.bundle import ClassSpec
+from sparserefine_ros.bundle_spec import ClassSpec
 from sparserefine_ros.cli import main
 from sparserefine_ros.data.street import CLASS_NAMES
 

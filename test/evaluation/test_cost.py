@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import Bundle, FileSpec, RefinerSpec
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import FileSpec, UNetRefinerSpec
 from sparserefine_ros.evaluation.cost import (
     DenseCost,
     DenseCounter,
@@ -32,7 +33,9 @@ from sparserefine_ros.zoo.export import export_onnx
 
 
 def make_refiner(widths: tuple[int, ...], blocks: int = 2, ensembler: str = "gated") -> Refiner:
-    spec = RefinerSpec(file=FileSpec(path="x"), widths=widths, blocks=blocks, ensembler=ensembler)
+    spec = UNetRefinerSpec(
+        file=FileSpec(path="x"), widths=widths, blocks=blocks, ensembler=ensembler
+    )
     return Refiner(spec, 3, 5).eval()
 
 
@@ -77,7 +80,7 @@ def test_refiner_macs_are_those_of_the_calls_made(density: float, ensembler: str
     for module in refiner.modules():
         module.register_forward_hook(count)
     with torch.no_grad():
-        logits = refiner.unet(torch.zeros(len(sites), 3), plan)
+        logits = refiner.extractor(torch.zeros(len(sites), 3), plan)
         refiner.ensembler(logits, logits)
     assert count_refiner_macs(refiner, plan) == total
     assert (total > 0) == (density > 0)

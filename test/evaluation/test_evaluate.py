@@ -19,7 +19,7 @@ from sparserefine_ros.evaluation.boundary import keep_near_edges
 from sparserefine_ros.evaluation.calibration import Calibration
 from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
-from sparserefine_ros.evaluation.scores import Variant
+from sparserefine_ros.evaluation.scores import SelectorSetting, Variant
 from sparserefine_ros.evaluation.selector import SelectionCurve
 from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -166,8 +166,7 @@ def test_a_bundle_without_refiner_has_no_refined_column(bundle: Bundle) -> None:
 def test_options_in_use_are_recorded(bundle: Bundle) -> None:
     options = dataclasses.replace(ONE_THREAD, entropy_threshold=0.5, max_refined_pixels=8)
     evaluation = evaluate(bundle, TinyData(), options, subset=Subset(limit=1))
-    assert evaluation.setting.entropy_threshold_nats == 0.5
-    assert evaluation.setting.max_refined_pixels == 8
+    assert evaluation.setting.selector == SelectorSetting("entropy", 0.5, 8)
     assert (evaluation.setting.frames, len(evaluation.frames)) == (1, 1)
     assert evaluation.frames[0].refined_share <= 8 / (30 * 44)
 

@@ -10,7 +10,7 @@ import pytest
 
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.evaluation import Evaluation
-from sparserefine_ros.evaluation.scores import Parameters, Variant
+from sparserefine_ros.evaluation.scores import Parameters, SelectorSetting, Variant
 from sparserefine_ros.evaluation.storage import scores_to_json
 from sparserefine_ros.records import STAGES
 
@@ -45,10 +45,13 @@ class TestMerging:
             Evaluation.merged([parts[0], whole])
 
     def test_parts_of_other_evaluations_are_refused(self, parts: list[Evaluation]) -> None:
-        setting = dataclasses.replace(parts[1].setting, entropy_threshold_nats=0.25)
+        setting = dataclasses.replace(
+            parts[1].setting, selector=SelectorSetting("entropy", 0.25, 0)
+        )
         other = dataclasses.replace(parts[1], setting=setting)
         with pytest.raises(
-            ConfigurationError, match=r"entropy_threshold_nats is 1\.0 in one and 0\.25 in another"
+            ConfigurationError,
+            match=r"selector is entropy above 1\.000 nats.* in one and entropy above 0\.250",
         ):
             Evaluation.merged([parts[0], other])
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparserefine_ros.evaluation.selector import SelectionCurve, SelectionScore
-from sparserefine_ros.selection import select_by_entropy
+from sparserefine_ros.selection import select_above
 
 CLASSES = 5
 
@@ -74,9 +74,7 @@ def test_curve_equals_the_pipelines_selection_at_each_threshold(low_res: tuple[i
         entropy[on_threshold] = rng.choice(curve.thresholds, int(on_threshold.sum()))
         curve.update(truth, dense, torch.from_numpy(entropy))
         for score, threshold in zip(expected, curve.thresholds.tolist(), strict=True):
-            selection = select_by_entropy(
-                torch.from_numpy(entropy), truth.shape, threshold_nats=threshold
-            )
+            selection = select_above(torch.from_numpy(entropy), truth.shape, threshold=threshold)
             selected = np.zeros(truth.size, bool)
             selected[selection.pixels.numpy()] = True
             score.update(truth, dense, selected.reshape(truth.shape))

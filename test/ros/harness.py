@@ -22,9 +22,11 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import STAGES, Map, Prediction, StageTimes, Uncertainty
 from sparserefine_ros.ros.loading import Model, load_model
 from sparserefine_ros.ros.node import SegmentNode
+from sparserefine_ros.selectors import EntropySelector
 
 
 def wait_until(met: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
@@ -59,8 +61,12 @@ class FakePipeline:
         self.error: Exception | None = None
         self.asked: list[frozenset[Map]] = []
         self.backends = {"dense": "fake", "sparse": "fake"}
-        self.entropy_threshold = 0.6
-        self.max_refined_pixels = 1000
+        self.selector = EntropySelector(0.6, 1000)
+        self.bundle = fake_bundle()
+        self._bundle_threshold, self._bundle_budget = 0.6, 1000
+
+    entropy_threshold = Pipeline.entropy_threshold
+    max_refined_pixels = Pipeline.max_refined_pixels
 
     def __call__(self, image: np.ndarray, maps: frozenset[Map]) -> Prediction:
         self.asked.append(maps)
@@ -197,5 +203,5 @@ def make_node(stage: Stage, load: Callable[..., Model] = load_model, **parameter
 
 def make_fake_node(stage: Stage, pipeline: FakePipeline, **parameters: Any) -> Any:
     """The same around a fake pipeline."""
-    model = Model(fake_bundle(), pipeline, pipeline.entropy_threshold, pipeline.max_refined_pixels)
+    model = Model(pipeline.bundle, pipeline)
     return make_node(stage, lambda _: model, **parameters)

@@ -27,7 +27,9 @@ from sparserefine_ros.ros.diagnostics import (
 from sparserefine_ros.ros.worker import FrameCounts
 
 OFF = Limits(warn_ms=0.0, error_ms=0.0, stale_after_s=0.0)
-MODEL = ModelInfo("tiny", "ab" * 32, {"dense": "onnxruntime CPU", "sparse": "native"}, 0.5, 0)
+MODEL = ModelInfo(
+    "tiny", "ab" * 32, {"dense": "onnxruntime CPU", "sparse": "native"}, "entropy", 0.5, 0
+)
 
 
 def frame(total_ms: float = 10.0, **changes: Any) -> FrameRecord:
@@ -76,7 +78,7 @@ def test_a_healthy_node_is_ok() -> None:
     assert pairs["bundle_digest"] == "ab" * 32
     assert pairs["backend.dense"] == "onnxruntime CPU"
     assert pairs["backend.sparse"] == "native"
-    assert pairs["entropy_threshold_nats"] == "0.5000"
+    assert (pairs["selector"], pairs["selector_threshold"]) == ("entropy", "0.5000")
     assert pairs["last_rejection"] == "none"
 
 

@@ -254,7 +254,7 @@ def test_run_time_changes_good_and_bad(
     (after,) = exchange(peer, node, picture_message(picture), "refined")
     assert 0 < np.count_nonzero(after.data) <= 40 < np.count_nonzero(before.data)
     values = latest_values(peer)
-    assert (values["entropy_threshold_nats"], values["max_refined_pixels"]) == ("0.5000", "40")
+    assert (values["selector_threshold"], values["max_refined_pixels"]) == ("0.5000", "40")
 
     for changes, reason in (
         ({"max_refined_pixels": 7, "entropy_threshold": 1.2}, "at most log(3) = 1.0986"),
@@ -267,7 +267,7 @@ def test_run_time_changes_good_and_bad(
         assert not result.successful
         assert reason in result.reason
     values = latest_values(peer)
-    assert (values["entropy_threshold_nats"], values["max_refined_pixels"]) == ("0.5000", "40")
+    assert (values["selector_threshold"], values["max_refined_pixels"]) == ("0.5000", "40")
     assert node.get_parameter("overlay_opacity").value == 0.5
     assert node.get_parameter("latency_warn_ms").value == 0.0
 

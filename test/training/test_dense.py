@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparserefine_ros.bundle import Bundle, ClassSpec
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import ClassSpec
 from sparserefine_ros.data.datasets import iterate, open_dataset
 from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.errors import ConfigurationError

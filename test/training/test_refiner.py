@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
+from sparserefine_ros.bundle_spec import EntropySelectorSpec, UNetSpec
 from sparserefine_ros.data.datasets import Sample, iterate, open_dataset
 from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
@@ -74,9 +75,8 @@ def make_recipe(data: str, **changes: Any) -> RefinerRecipe:
         "name": "refined",
         "train": (DataSource(data=data, repeat=4),),
         "validate_on": data,
-        "threshold_nats": THRESHOLD,
-        "widths": (8, 12),
-        "blocks": 1,
+        "selector": EntropySelectorSpec(threshold_nats=THRESHOLD),
+        "extractor": UNetSpec(widths=(8, 12), blocks=1),
         "schedule": make_schedule(),
         "augmentation": AugmentationRecipe(crop=(36, 50), scale=(0.8, 1.25)),
     }
@@ -116,7 +116,9 @@ def naive_loss(
     rgb = torch.stack(
         [torch.from_numpy((item.image - MEAN) / STD).permute(2, 0, 1) for item in items]
     )
-    state = {key: value.detach().double() for key, value in task.module.unet.state_dict().items()}
+    state = {
+        key: value.detach().double() for key, value in task.module.extractor.state_dict().items()
+    }
     refined = DenseUNet(state, "image", training=True)(torch.cat([rgb, dense], 1), mask)
     truth = torch.from_numpy(np.stack([item.labels for item in items])).long()[mask[:, 0]]
     dense_rows, refined_rows = grid_to_rows(dense, mask), grid_to_rows(refined, mask)
@@ -184,7 +186,9 @@ class TestLoss:
         assert idle == []
 
     def test_nothing_selected(self, camvid: str, third_party: Bundle) -> None:
-        recipe = make_recipe(camvid, threshold_nats=math.log(CLASSES) - 1e-6)
+        recipe = make_recipe(
+            camvid, selector=EntropySelectorSpec(threshold_nats=math.log(CLASSES) - 1e-6)
+        )
         task = RefinerTask(recipe, third_party)
         task.module.train()
         loss = task.loss([task.crops[0], task.crops[1]])
@@ -267,7 +271,7 @@ class TestTrainRefiner:
             schedule=make_schedule(epochs=2, average_decay=0.5),
             ensembler="entropy",
             inputs=("logits",),
-            bounds="data",
+            extractor=UNetSpec(widths=(8, 12), blocks=1, bounds="data"),
         )
         bundle = train_refiner(recipe, third_party, tmp_path / "run", resume=False)
         image = StreetScene(9).render(1.0, height=50, width=70).image
@@ -292,7 +296,7 @@ class TestTrainRefiner:
             pytest.fail("training started")
 
         monkeypatch.setattr(module_under_test, "fit", must_not_train)
-        recipe = make_recipe(camvid, threshold_nats=3.0)
+        recipe = make_recipe(camvid, selector=EntropySelectorSpec(threshold_nats=3.0))
         with pytest.raises((ConfigurationError, BundleError), match=r"log\(classes\)"):
             train_refiner(recipe, third_party, tmp_path / "run", resume=False)
 
