@@ -11,8 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from sparserefine_ros.errors import SparseRefineError
+
+if TYPE_CHECKING:
+    from sparserefine_ros.bundle import Bundle
+    from sparserefine_ros.training.recipe import TrainingRecipe
+
+R = TypeVar("R", bound="TrainingRecipe")
 
 DEFAULT_BUNDLE = "street_small"
 
@@ -89,37 +96,57 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("train", help="train a dense network or a refiner")
-    parser.add_argument("kind", choices=("dense", "refiner"), help="what to train")
+    parser = commands.add_parser("train", help="train a dense network, a refiner or a selector")
+    parser.add_argument("kind", choices=("dense", "refiner", "selector"), help="what to train")
     parser.add_argument("recipe", type=Path, help="YAML recipe, see config/recipes/")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and bundle")
-    parser.add_argument("--bundle", help="refiner: bundle whose dense model is refined")
+    parser.add_argument("--bundle", help="refiner, selector: bundle with the dense model")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.set_defaults(command=_train)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from sparserefine_ros.configuration import read_yaml
-    from sparserefine_ros.errors import ConfigurationError
-    from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe
-
     if options.kind == "dense":
-        from sparserefine_ros.training.dense import train_dense
+        bundle = _train_dense(options)
+    elif options.bundle is None:
+        from sparserefine_ros.errors import ConfigurationError
 
-        recipe = read_yaml(options.recipe, DenseRecipe, ConfigurationError)
-        bundle = train_dense(recipe, options.out, resume=options.resume)
+        raise ConfigurationError(f"training a {options.kind} needs --bundle with the dense model")
     else:
-        from sparserefine_ros.training.refiner import train_refiner
-
-        if options.bundle is None:
-            raise ConfigurationError("training a refiner needs --bundle with the dense model")
-        refiner_recipe = read_yaml(options.recipe, RefinerRecipe, ConfigurationError)
-        bundle = train_refiner(
-            refiner_recipe, _open_bundle(options), options.out, resume=options.resume
-        )
+        bundle = _train_refiner(options) if options.kind == "refiner" else _train_selector(options)
     print(f"bundle {bundle.name} at {bundle.folder}")
     for key, value in bundle.spec.training.items():
         print(f"  {key}: {value}")
+
+
+def _train_dense(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.dense import train_dense
+    from sparserefine_ros.training.recipe import DenseRecipe
+
+    return train_dense(_recipe(options, DenseRecipe), options.out, resume=options.resume)
+
+
+def _train_refiner(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.recipe import RefinerRecipe
+    from sparserefine_ros.training.refiner import train_refiner
+
+    recipe = _recipe(options, RefinerRecipe)
+    return train_refiner(recipe, _open_bundle(options), options.out, resume=options.resume)
+
+
+def _train_selector(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.recipe import SelectorRecipe
+    from sparserefine_ros.training.selector import train_selector
+
+    recipe = _recipe(options, SelectorRecipe)
+    return train_selector(recipe, _open_bundle(options), options.out, resume=options.resume)
+
+
+def _recipe(options: argparse.Namespace, kind: type[R]) -> R:
+    from sparserefine_ros.configuration import read_yaml
+    from sparserefine_ros.errors import ConfigurationError
+
+    return read_yaml(options.recipe, kind, ConfigurationError)
 
 
 def _add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -270,7 +297,7 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-refined-pixels", type=int, help="0: no limit; default: the bundle's")
 
 
-def _open_bundle(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _open_bundle(options: argparse.Namespace) -> Bundle:
     from sparserefine_ros.bundle import Bundle
     from sparserefine_ros.resources import find_bundle
 

@@ -43,7 +43,7 @@ class Task(Protocol):
         """Scalar loss of a batch."""
 
     def score(self, module: nn.Module) -> float:
-        """Mean IoU of `module` on the validation data, 0 .. 1."""
+        """How good `module` is on the validation data, 0 .. 1; such as mean IoU."""
 
 
 class EpochDataset(Dataset[Any]):
@@ -202,5 +202,5 @@ def _log(path: Path, epoch: int, loss: float, score: float) -> None:
     with path.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         if fresh:
-            writer.writerow(["epoch", "loss", "miou"])
+            writer.writerow(["epoch", "loss", "score"])
         writer.writerow([epoch, f"{loss:.5f}", "" if math.isnan(score) else f"{score:.5f}"])

@@ -168,3 +168,15 @@ class RefinerRecipe(TrainingRecipe):
     ensembler: EnsemblerKind = "gated"
     teacher: str | None = None
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+
+
+class SelectorRecipe(TrainingRecipe):
+    """Trains the learnable selector for the dense model of a bundle.
+
+    Attributes:
+        density: share of the validation pixels that the threshold shall select.
+        max_pixels: pixel budget written into the bundle, 0 for none.
+    """
+
+    density: Share = 0.12
+    max_pixels: Annotated[int, Field(ge=0)] = 0

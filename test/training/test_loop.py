@@ -228,7 +228,7 @@ class TestBest:
         task = ToyTask(scores=[0.25, 0.5, 0.125])
         fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
         head, *lines = rows(tmp_path)
-        assert head == ["epoch", "loss", "miou"]
+        assert head == ["epoch", "loss", "score"]
         assert [line[0] for line in lines] == ["1", "2", "3", "4", "5"]
         assert [line[2] for line in lines] == ["", "0.25000", "", "0.50000", "0.12500"]
         losses = [float(line[1]) for line in lines]

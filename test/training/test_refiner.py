@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
-from sparserefine_ros.bundle_spec import EntropySelectorSpec, UNetSpec
+from sparserefine_ros.bundle_spec import EntropySelectorSpec, PointNetSpec, UNetSpec
 from sparserefine_ros.data.datasets import Sample, iterate, open_dataset
 from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
+from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
+from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training import refiner as module_under_test
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, RefinerRecipe, Schedule
 from sparserefine_ros.training.refiner import RefinerTask, train_refiner
@@ -262,6 +264,30 @@ class TestTrainRefiner:
         assert refined > naive_miou(third_party, camvid)
         # Validation runs the same stages on the same weights.
         assert bundle.spec.training["refined_val_miou"] == pytest.approx(refined, abs=2e-3)
+
+    def test_a_pointnet(self, third_party: Bundle, tmp_path: Path) -> None:
+        recipe = make_recipe(
+            "street:5:2:64x48",
+            schedule=make_schedule(epochs=2),
+            extractor=PointNetSpec(kind="pointnet", widths=(8, 12)),
+        )
+        bundle = train_refiner(recipe, third_party, tmp_path / "run", resume=False)
+        image = StreetScene(9).render(1.0, height=50, width=70).image
+        labels = Pipeline(bundle, PipelineOptions(threads=1))(image).labels
+        task = RefinerTask(recipe, bundle)
+        task.module = load_refiner(bundle)
+        assert labels is not None
+        # The same pixels through the trainable modules.
+        frame = task._select(Sample("x", image, np.zeros((50, 70), np.uint8)), task._selector)
+        dense_logits = sample_dense(frame.dense.logits, frame.selection)
+        plan = build_plan(frame.selection.pixels, (1, 50, 70), 1)
+        features = FeatureSampler(bundle.spec.refiner)(
+            image, frame.dense, frame.selection, dense_logits
+        )
+        with torch.no_grad():
+            refined = task.module.extractor(features, plan)
+            fused = task.module.ensembler(dense_logits, refined).argmax(1)
+        assert np.array_equal(labels.reshape(-1)[frame.selection.pixels.numpy()], fused.numpy())
 
     def test_from_procedural_scenes_without_logits(
         self, third_party: Bundle, tmp_path: Path

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the learnable selector, on its own, for the frozen dense model of a bundle.
+
+The network learns which low-resolution pixels the dense model gets wrong (SparseRefine, section
+4.3). Its threshold is then set so that a wanted share of the validation pixels is selected.
+
+Shape legend: B crops; h, w low resolution; C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparserefine_ros.bundle import Bundle, create_bundle
+from sparserefine_ros.bundle_spec import FileSpec, LearnableSelectorSpec
+from sparserefine_ros.data.datasets import Preloaded, Sample, iterate, open_dataset
+from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.image import Normaliser, resize_image
+from sparserefine_ros.selectors import SelectorNet
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes
+from sparserefine_ros.training.dense import count_labels
+from sparserefine_ros.training.loop import fit
+from sparserefine_ros.training.recipe import SelectorRecipe
+from sparserefine_ros.uncertainty import measure_uncertainty
+from sparserefine_ros.weights import save_weights
+
+WEIGHTS_FILE = "selector.safetensors"
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the network sees of one picture, and what it shall say.
+
+    Attributes:
+        image: normalised float32 [1, 3, h, w].
+        logits: of the dense model, float32 [1, C, h, w].
+        entropy: nats, float32 [1, h, w].
+        wrong: labelled pixels of each block that the dense model gets wrong, float32 [h, w].
+        labelled: labelled pixels of each block, float32 [h, w].
+    """
+
+    image: Tensor
+    logits: Tensor
+    entropy: Tensor
+    wrong: Tensor
+    labelled: Tensor
+
+
+class SelectorTask:
+    """A `SelectorNet` that finds the errors of the bundle's dense model."""
+
+    def __init__(self, recipe: SelectorRecipe, bundle: Bundle) -> None:
+        torch.manual_seed(recipe.seed)
+        self._density = recipe.density
+        self._input = bundle.spec.dense.input
+        self._classes = len(bundle.spec.classes)
+        self._normaliser = Normaliser(self._input.normalisation)
+        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+        self.module = SelectorNet(self._classes)
+        self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
+        validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
+        self._validation = [self._look_at(sample) for sample in iterate(validation)]
+
+    def _look_at(self, sample: Sample) -> _Evidence:
+        height, width = sample.labels.shape
+        size = self._input.low_res_size((height, width))
+        low_res_image = resize_image(sample.image, size)
+        logits = self._segmenter(low_res_image).logits
+        uncertainty = measure_uncertainty(logits)
+        counts = torch.from_numpy(count_labels(sample.labels, size, self._classes))
+        right = counts.gather(0, uncertainty.labels.long()[None])[0]
+        labelled = counts.sum(0)
+        image = torch.from_numpy(self._normaliser.image_to_nchw(low_res_image))
+        return _Evidence(image, logits[None], uncertainty.entropy[None], labelled - right, labelled)
+
+    def collate(self, items: list[Sample]) -> list[Sample]:
+        """Crops stay apart until the dense model has seen them."""
+        return items
+
+    def loss(self, batch: list[Sample]) -> Tensor:
+        """Cross entropy with "wrong" or "right" of every labelled full-resolution pixel."""
+        crops = [self._look_at(sample) for sample in batch]
+        images, logits, entropy = (
+            torch.cat(parts)
+            for parts in zip(*((c.image, c.logits, c.entropy) for c in crops), strict=True)
+        )
+        found = self.module(images, logits, entropy).float()
+        wrong = torch.stack([crop.wrong for crop in crops])
+        labelled = torch.stack([crop.labelled for crop in crops])
+        share = wrong / labelled.clamp_min(1.0)
+        loss = F.binary_cross_entropy_with_logits(found, share, labelled, reduction="sum")
+        return loss / labelled.sum().clamp_min(1.0)
+
+    def score(self, module: nn.Module) -> float:
+        """Selector recall on the validation data at the wanted density."""
+        return self.calibrate(module)[1]
+
+    @torch.no_grad()
+    def calibrate(self, module: nn.Module) -> tuple[float, float]:
+        """Threshold on the probability that gives the wanted density, and the recall there."""
+        module.eval()
+        probabilities = np.concatenate(
+            [
+                module(e.image, e.logits, e.entropy).sigmoid().numpy().ravel()
+                for e in self._validation
+            ]
+        )
+        wrong = np.concatenate([e.wrong.numpy().ravel() for e in self._validation])
+        threshold = float(np.quantile(probabilities, 1.0 - self._density))
+        found = wrong[probabilities > threshold].sum()
+        return threshold, float(found / wrong.sum()) if wrong.sum() else 1.0
+
+
+def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resume: bool) -> Bundle:
+    """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
+
+    The bundle keeps its refiner, which was trained with another selection.
+
+    Raises:
+        ConfigurationError: the data's classes are not the bundle's.
+        SparseRefineError: see `sparserefine_ros.training.loop.fit`.
+    """
+    check_classes(recipe, bundle.class_names)
+    task = SelectorTask(recipe, bundle)
+    fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+    threshold, recall = task.calibrate(task.module)
+    save_weights(task.module, folder / WEIGHTS_FILE)
+    selector = LearnableSelectorSpec(
+        kind="learnable",
+        file=FileSpec(path=WEIGHTS_FILE),
+        threshold=round(threshold, 6),
+        max_pixels=recipe.max_pixels,
+    )
+    record = {
+        **bundle.spec.training,
+        "selector_data": tuple(source.data.split(":")[0] for source in recipe.train),
+        "selector_epochs": recipe.schedule.epochs,
+        "selector_val_density": recipe.density,
+        "selector_val_recall": round(recall, 4),
+    }
+    update = {"name": recipe.name, "selector": selector, "training": record}
+    spec = bundle.spec.model_copy(update=update)
+    sources = {file.path: bundle.path(file) for file in spec.files()}
+    return create_bundle(folder / "bundle", spec, {**sources, WEIGHTS_FILE: folder / WEIGHTS_FILE})
