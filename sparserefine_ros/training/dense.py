@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sparserefine_ros.bundle import Bundle, create_bundle
 from sparserefine_ros.bundle_spec import (
     BundleSpec,
+    ClassSpec,
     DenseFeaturesSpec,
     DenseInput,
     DenseOutputSpec,
@@ -49,7 +50,8 @@ class DenseTask:
 
     def __init__(self, recipe: DenseRecipe) -> None:
         torch.manual_seed(recipe.seed)
-        self.module = build_network(recipe)
+        self.classes = recipe.classes or classes_of(recipe.train[0].data)
+        self.module = build_network(recipe, len(self.classes))
         # Convolutions on this layout train about twice as fast on CPUs.
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
@@ -58,7 +60,7 @@ class DenseTask:
         self._validation: SegmentationDataset = Preloaded(
             open_dataset(recipe.validate_on, "val"), label="validation"
         )
-        self._class_weights = self.crops.class_weights(len(recipe.classes), recipe.class_balance)
+        self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
 
     def collate(self, items: list[Sample]) -> tuple[Tensor, Tensor]:
         """Return network input float32 [B, 3, h, w] and label counts float32 [B, C, h, w]."""
@@ -122,7 +124,14 @@ def low_res_logits(module: nn.Module, images: Tensor) -> Tensor:
     return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def build_network(recipe: DenseRecipe) -> LadderNet:
+def classes_of(data: str) -> tuple[ClassSpec, ...]:
+    """Names and colours of a data set's classes."""
+    dataset = open_dataset(data, "train")
+    named = zip(dataset.class_names, dataset.colours, strict=True)
+    return tuple(ClassSpec(name=name, colour=colour) for name, colour in named)
+
+
+def build_network(recipe: DenseRecipe, classes: int) -> LadderNet:
     """The recipe's network before training.
 
     Raises:
@@ -136,7 +145,7 @@ def build_network(recipe: DenseRecipe) -> LadderNet:
             load_imagenet_weights(efficientnet, chosen.variant)
     else:
         encoder = ResidualEncoder(stem=chosen.stem, widths=chosen.widths, blocks=chosen.blocks)
-    return LadderNet(encoder, len(recipe.classes), ladder=recipe.ladder, features=recipe.features)
+    return LadderNet(encoder, classes, ladder=recipe.ladder, features=recipe.features)
 
 
 def dense_input(recipe: DenseRecipe, encoder: Encoder) -> DenseInput:
@@ -159,7 +168,8 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
         ConfigurationError: the data's classes are not the recipe's.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
-    check_classes(recipe, tuple(entry.name for entry in recipe.classes))
+    classes = recipe.classes or classes_of(recipe.train[0].data)
+    check_classes(recipe, tuple(entry.name for entry in classes))
     task = DenseTask(recipe)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
     onnx = folder / "dense.onnx"
@@ -168,7 +178,7 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     spec = BundleSpec(
         name=recipe.name,
         licence=recipe.licence,
-        classes=recipe.classes,
+        classes=task.classes,
         dense=DenseSpec(
             file=file,
             input=task.input,

@@ -132,7 +132,7 @@ class DenseRecipe(TrainingRecipe):
         encoder: encoder of the network.
         ladder: channels of the decoder.
         features: channels of the features that the classifier, and a refiner, see.
-        classes: names and colours in label order.
+        classes: names and colours in label order; left out, they are those of the data.
         licence: licence note of the bundle.
     """
 
@@ -144,7 +144,7 @@ class DenseRecipe(TrainingRecipe):
     ]
     ladder: PositiveInt = 64
     features: PositiveInt = 32
-    classes: tuple[ClassSpec, ...] = Field(min_length=2)
+    classes: tuple[ClassSpec, ...] | None = Field(None, min_length=2)
     licence: str
 
 

@@ -188,6 +188,16 @@ class TestTrainDense:
             assert a["module"].keys() == b["module"].keys()
             assert all(torch.equal(a["module"][key], b["module"][key]) for key in a["module"])
 
+    def test_classes_left_out_are_those_of_the_data(self, tmp_path: Path) -> None:
+        schedule = Schedule(epochs=1, batch_size=3, validate_every=1, workers=0)
+        recipe = make_recipe(classes=None, schedule=schedule)
+        bundle = train_dense(recipe, tmp_path / "run", resume=False)
+        assert bundle.class_names == CLASS_NAMES
+        colours = [entry.colour for entry in bundle.spec.classes]
+        assert colours == list(open_dataset(DATA, "train").colours)
+        assert bundle.spec.dense.features is not None
+        assert bundle.spec.dense.features.channels == 5
+
     @pytest.mark.parametrize(
         "names", [CLASS_NAMES[:5], CLASS_NAMES[::-1]], ids=["too-few", "another-order"]
     )
