@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from data.files import write_picture, write_png
 from numpy.typing import NDArray
 
+from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import (
     Preloaded,
     Sample,
@@ -20,7 +20,7 @@ from sparserefine_ros.data.datasets import (
 from sparserefine_ros.errors import DatasetError
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPE = REPOSITORY / "config" / "recipes" / "street_small_dense.yaml"
+BUNDLE = REPOSITORY / "models" / "street_small"
 DOCUMENTATION = REPOSITORY / "docs" / "datasets.md"
 
 
@@ -51,11 +51,11 @@ class TestCheckedSample:
 
 
 class TestStreet:
-    def test_classes_are_those_of_the_shipped_recipe(self) -> None:
-        recipe = yaml.safe_load(RECIPE.read_text())
-        classes = [(entry["name"], tuple(entry["colour"])) for entry in recipe["classes"]]
+    def test_classes_are_those_of_the_shipped_bundle(self) -> None:
+        classes = Bundle.open(BUNDLE).spec.classes
         street = Street("train")
-        assert classes == list(zip(street.class_names, street.colours, strict=True))
+        assert [entry.name for entry in classes] == list(street.class_names)
+        assert [entry.colour for entry in classes] == list(street.colours)
 
     def test_samples_are_repeatable_and_differ(self) -> None:
         dataset = Street("train", seed=4, count=3, size=(40, 56))
