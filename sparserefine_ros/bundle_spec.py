@@ -18,7 +18,7 @@ UNSEALED: Final = "0" * 64
 
 InputFeature = Literal["rgb", "logits", "features"]
 PlanBounds = Literal["image", "data"]
-EnsemblerKind = Literal["gated", "entropy", "direct"]
+EnsemblerKind = Literal["gated", "entropy", "direct", "oracle"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Triple = tuple[float, float, float]
@@ -193,11 +193,18 @@ class RandomSelectorSpec(_SelectorSpec):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class OracleSelectorSpec(_SelectorSpec):
+    """Refines the pixels that the dense model gets wrong by the labels; for ablations."""
+
+    kind: Literal["oracle"]
+
+
 SelectorSpec = Annotated[
     Annotated[EntropySelectorSpec, Tag("kind=entropy")]
     | Annotated[MagnitudeSelectorSpec, Tag("kind=magnitude")]
     | Annotated[LearnableSelectorSpec, Tag("kind=learnable")]
-    | Annotated[RandomSelectorSpec, Tag("kind=random")],
+    | Annotated[RandomSelectorSpec, Tag("kind=random")]
+    | Annotated[OracleSelectorSpec, Tag("kind=oracle")],
     kind_or("entropy"),
 ]
 
@@ -329,6 +336,11 @@ class BundleSpec(Record):
         """Whether a stage after the dense model needs its features."""
         by_magnitude = self.selector is not None and self.selector.kind == "magnitude"
         return by_magnitude or (self.refiner is not None and "features" in self.refiner.inputs)
+
+    def uses_truth(self) -> bool:
+        """Whether an oracle looks at the labels, so that only labelled pictures can be run."""
+        oracle = self.selector is not None and self.selector.kind == "oracle"
+        return oracle or (self.refiner is not None and self.refiner.ensembler == "oracle")
 
     def refiner_channels(self) -> int:
         """Number of features per pixel that the refiner sees; 0 without a refiner."""

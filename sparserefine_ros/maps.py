@@ -51,9 +51,15 @@ def assemble_maps(
         labels=build(lambda part: part.labels.numpy()) if Map.LABELS in wanted else None,
         entropy=build(lambda part: part.entropy.numpy()) if Map.ENTROPY in wanted else None,
         confidence=build(confidence_bytes) if Map.CONFIDENCE in wanted else None,
-        refined=expand(selection.low_res_mask.numpy()) if Map.REFINED in wanted else None,
+        refined=_selected(selection) if Map.REFINED in wanted else None,
         dense_labels=expand(dense.labels.numpy()) if Map.DENSE_LABELS in wanted else None,
     )
+
+
+def _selected(selection: Selection) -> NDArray[np.bool_]:
+    mask = np.zeros(selection.full_size, np.bool_)
+    mask.reshape(-1)[selection.pixels.numpy()] = True
+    return mask
 
 
 def confidence_bytes(part: Uncertainty) -> NDArray[np.uint8]:

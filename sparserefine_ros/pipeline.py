@@ -77,15 +77,22 @@ class Pipeline:
             "sparse": self._refine.description if self._refine else "none",
         }
 
-    def __call__(self, image: NDArray[np.uint8], maps: frozenset[Map] = LABELS_ONLY) -> Prediction:
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        maps: frozenset[Map] = LABELS_ONLY,
+        truth: NDArray[np.uint8] | None = None,
+    ) -> Prediction:
         """Segment one picture.
 
         Args:
             image: uint8 [H, W, 3], RGB.
             maps: the full-resolution maps to compute.
+            truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
 
         Raises:
             ImageError: not such a picture.
+            ConfigurationError: an oracle without labels.
             ModelOutputError: the dense model failed or returned something unusable.
         """
         check_image(image)
@@ -100,8 +107,8 @@ class Pipeline:
         with clock("entropy"):
             uncertainty = measure_uncertainty(dense.logits)
         with clock("selection"):
-            selection = self._select(low_res_image, dense, uncertainty, full_size)
-        fused = self._refine(image, dense, selection, clock) if self._refine else None
+            selection = self._select(low_res_image, dense, uncertainty, full_size, truth)
+        fused = self._refine(image, dense, selection, clock, truth) if self._refine else None
         with clock("maps"):
             outputs = assemble_maps(uncertainty, selection, fused, maps)
         return Prediction(
@@ -125,11 +132,12 @@ class Pipeline:
         dense: DenseOutput,
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
+        truth: NDArray[np.uint8] | None,
     ) -> Selection:
         if self._refine is None:
             nothing = torch.zeros(uncertainty.entropy.shape, dtype=torch.bool)
             return selection_from_mask(nothing, full_size)
-        return self.selector(low_res_image, dense, uncertainty, full_size)
+        return self.selector(low_res_image, dense, uncertainty, full_size, truth)
 
     @property
     def entropy_threshold(self) -> float | None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+# The label of pixels that no one labelled.
+IGNORED_LABEL: Final = 255
 
 
 class Map(enum.Enum):

@@ -140,9 +140,17 @@ class RefineStage:
         self.description = f"native CPU ({engine}), {threads} threads"
 
     def __call__(
-        self, image: NDArray[np.uint8], dense: DenseOutput, selection: Selection, clock: StageClock
+        self,
+        image: NDArray[np.uint8],
+        dense: DenseOutput,
+        selection: Selection,
+        clock: StageClock,
+        truth: NDArray[np.uint8] | None = None,
     ) -> Uncertainty | None:
-        """Return the summary of the fused logits [N]; None when nothing was selected."""
+        """Return the summary of the fused logits [N]; None when nothing was selected.
+
+        Only an oracle looks at the truth, uint8 [H, W].
+        """
         if selection.count == 0:
             return None
         with clock("plan"):
@@ -154,7 +162,10 @@ class RefineStage:
             features = self._sample_features(image, dense, selection, dense_logits)
             refined_logits = self._extract(features, plan)
         with clock("fusion"):
-            return self._fuse(dense_logits, refined_logits)
+            if truth is None:
+                return self._fuse(dense_logits, refined_logits)
+            labels = torch.from_numpy(truth).view(-1).index_select(0, selection.pixels)
+            return self._fuse(dense_logits, refined_logits, labels)
 
 
 def _for_inference(

@@ -85,6 +85,36 @@ def selection_from_mask(
     )
 
 
+def selection_from_pixels(
+    mask: NDArray[np.bool_], low_res_size: tuple[int, int], *, max_pixels: int = 0
+) -> Selection:
+    """Select pixels of a full-resolution mask, bool [H, W], that need not fill whole blocks.
+
+    Args:
+        mask: the pixels.
+        low_res_size: (h, w).
+        max_pixels: the first so many in row-major order are kept; 0 for no limit.
+    """
+    full_size = (mask.shape[0], mask.shape[1])
+    candidates = np.flatnonzero(mask)
+    pixels = candidates[: max_pixels or None]
+    rows, columns = np.divmod(pixels, full_size[1])
+    row_of, column_of = (
+        nearest_index(full, low).numpy() for full, low in zip(full_size, low_res_size, strict=True)
+    )
+    low_res_pixels = row_of[rows] * low_res_size[1] + column_of[columns]
+    low_res_mask = np.zeros(low_res_size, np.bool_)
+    low_res_mask.reshape(-1)[low_res_pixels] = True
+    return Selection(
+        pixels=torch.from_numpy(pixels),
+        low_res_pixels=torch.from_numpy(low_res_pixels),
+        low_res_mask=torch.from_numpy(low_res_mask),
+        full_size=full_size,
+        candidates=candidates.size,
+        budget_hit=pixels.size < candidates.size,
+    )
+
+
 def _expand_mask(
     low_res_mask: torch.Tensor, full_size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,8 +26,9 @@ from sparserefine_ros.bundle_spec import (
     RandomSelectorSpec,
 )
 from sparserefine_ros.image import Normaliser
-from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
-from sparserefine_ros.selection import expand_map, select_above
+from sparserefine_ros.oracle import truth_for_oracle
+from sparserefine_ros.records import IGNORED_LABEL, DenseOutput, Selection, Uncertainty
+from sparserefine_ros.selection import expand_map, select_above, selection_from_pixels
 from sparserefine_ros.weights import load_weights
 
 
@@ -63,8 +64,9 @@ class Selector:
         dense: DenseOutput,
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
+        truth: NDArray[np.uint8] | None = None,
     ) -> Selection:
-        """Select pixels of a picture of `full_size` (H, W)."""
+        """Select pixels of a picture of `full_size` (H, W); only an oracle looks at the truth."""
         score = self.score(low_res_image, dense, uncertainty)
         return select_above(score, full_size, threshold=self.threshold, max_pixels=self.max_pixels)
 
@@ -110,6 +112,30 @@ class RandomSelector(Selector):
         # In (0, 1], so that a density of 1 selects everything.
         noise = 1.0 - np.random.default_rng(self._seed).random(dense.size, np.float32)
         return torch.from_numpy(noise)
+
+
+class OracleSelector(Selector):
+    """Selects the labelled pixels that the dense result gets wrong: the bound of all selectors."""
+
+    kind = "oracle"
+
+    def __call__(
+        self,
+        low_res_image: NDArray[np.uint8],
+        dense: DenseOutput,
+        uncertainty: Uncertainty,
+        full_size: tuple[int, int],
+        truth: NDArray[np.uint8] | None = None,
+    ) -> Selection:
+        """Select by the labels, uint8 [H, W], 255 ignored.
+
+        Raises:
+            ConfigurationError: no labels.
+        """
+        truth = truth_for_oracle(truth, "selector")
+        labels = expand_map(uncertainty.labels, full_size).numpy()
+        wrong = (truth != IGNORED_LABEL) & (labels != truth)
+        return selection_from_pixels(wrong, dense.size, max_pixels=self.max_pixels)
 
 
 class SelectorNet(nn.Module):
@@ -185,6 +211,7 @@ _OPENERS: Final[Mapping[str, Callable[[Any, Bundle], Selector]]] = {
     "magnitude": _magnitude,
     "learnable": _learnable,
     "random": lambda spec, bundle: RandomSelector(spec),
+    "oracle": lambda spec, bundle: OracleSelector(0.0, spec.max_pixels),
 }
 
 

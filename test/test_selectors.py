@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import make_tiny_bundle, smooth_picture, with_sections
+from safetensors.torch import load_file, save_file
 
-from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle import BUNDLE_FILE, Bundle
 from sparserefine_ros.errors import BundleError, ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
-from sparserefine_ros.records import ALL_MAPS, DenseOutput, Map
+from sparserefine_ros.records import ALL_MAPS, IGNORED_LABEL, DenseOutput, Map
 from sparserefine_ros.selectors import SelectorNet, open_selector
 from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
@@ -73,6 +75,80 @@ def test_random_has_its_density_and_no_memory(folder: Path, density: float) -> N
     assert np.array_equal(mask, selected(bundle))
     other = with_sections(folder, selector={"kind": "random", "density": density, "seed": 1})
     assert np.array_equal(mask, selected(other)) == (density in (0.0, 1.0))
+
+
+class TestOracle:
+    @pytest.fixture
+    def bundle(self, folder: Path) -> Bundle:
+        return with_sections(folder, selector={"kind": "oracle"})
+
+    @pytest.fixture
+    def truth(self) -> np.ndarray:
+        truth = np.random.default_rng(2).integers(0, 3, FULL).astype(np.uint8)
+        truth[:20] = IGNORED_LABEL
+        return truth
+
+    def test_selects_exactly_the_wrong_pixels(self, bundle: Bundle, truth: np.ndarray) -> None:
+        dense = dense_output()
+        uncertainty = measure_uncertainty(dense.logits)
+        selection = open_selector(bundle)(IMAGE, dense, uncertainty, FULL, truth)
+        expected, blocks = [], np.zeros((40, 56), bool)
+        for y in range(20, FULL[0]):
+            for x in range(FULL[1]):
+                block = (y * 40 // FULL[0], x * 56 // FULL[1])
+                if uncertainty.labels[block] != truth[y, x]:
+                    expected.append((y * FULL[1] + x, block[0] * 56 + block[1]))
+                    blocks[block] = True
+        found = zip(selection.pixels.tolist(), selection.low_res_pixels.tolist(), strict=True)
+        assert list(found) == expected
+        assert np.array_equal(selection.low_res_mask, blocks)
+        assert selection.candidates == len(expected)
+
+    def test_budget(self, folder: Path, truth: np.ndarray) -> None:
+        selector = open_selector(
+            with_sections(folder, selector={"kind": "oracle", "max_pixels": 7})
+        )
+        dense = dense_output()
+        selection = selector(IMAGE, dense, measure_uncertainty(dense.logits), FULL, truth)
+        assert selection.count == 7
+        assert selection.budget_hit
+
+    def test_only_wrong_pixels_change_in_the_pipeline(
+        self, bundle: Bundle, truth: np.ndarray
+    ) -> None:
+        pipeline = Pipeline(bundle, PipelineOptions(threads=1))
+        prediction = pipeline(smooth_picture(*FULL), ALL_MAPS, truth)
+        assert prediction.dense_labels is not None
+        wrong = (truth != IGNORED_LABEL) & (prediction.dense_labels != truth)
+        assert np.array_equal(prediction.refined, wrong)
+        assert np.array_equal(prediction.labels[~wrong], prediction.dense_labels[~wrong])
+        assert (prediction.labels[wrong] != prediction.dense_labels[wrong]).any()
+
+    def test_without_labels(self, bundle: Bundle) -> None:
+        pipeline = Pipeline(bundle, PipelineOptions(threads=1))
+        with pytest.raises(ConfigurationError, match="expected labelled pictures for the oracle"):
+            pipeline(smooth_picture(*FULL))
+
+
+class TestOracleEnsembler:
+    def test_right_wherever_either_is(self, folder: Path) -> None:
+        truth = np.random.default_rng(2).integers(0, 3, FULL).astype(np.uint8)
+        refiner = yaml.safe_load((folder / BUNDLE_FILE).read_text())["refiner"]
+        weights = load_file(folder / "refiner.safetensors")
+        extractor = {key: value for key, value in weights.items() if key.startswith("extractor.")}
+        save_file(extractor, folder / "refiner.safetensors")
+        results = {}
+        for kind in ("direct", "oracle"):
+            bundle = with_sections(folder, refiner=refiner | {"ensembler": kind})
+            picture = smooth_picture(*FULL)
+            results[kind] = Pipeline(bundle, PipelineOptions(threads=1))(picture, ALL_MAPS, truth)
+        dense, direct = results["direct"].dense_labels, results["direct"].labels
+        assert dense is not None
+        assert direct is not None
+        expected = np.where(dense == truth, dense, direct)
+        assert np.array_equal(results["oracle"].labels, expected)
+        assert not np.array_equal(expected, direct)
+        assert not np.array_equal(expected, dense)
 
 
 class TestLearnable:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from sparserefine_ros.data.folder import folder
 from sparserefine_ros.data.layouts import bdd100k, camvid, cityscapes, deepglobe, isic, voc
 from sparserefine_ros.data.sample import (
-    IGNORED_LABEL,
     Colour,
     Sample,
     SegmentationDataset,
@@ -27,6 +26,7 @@ from sparserefine_ros.data.sample import (
 )
 from sparserefine_ros.data.street.dataset import STREET_FORM, Street, street_from_text
 from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.records import IGNORED_LABEL
 
 __all__ = [
     "IGNORED_LABEL",

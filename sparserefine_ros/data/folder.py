@@ -14,8 +14,9 @@ from sparserefine_ros.bundle_spec import Byte, ClassSpec
 from sparserefine_ros.configuration import Record, read_yaml
 from sparserefine_ros.data.label_files import IndexLabels
 from sparserefine_ros.data.paired import Origin, PairedDataset, find_pictures, pair_by_name
-from sparserefine_ros.data.sample import IGNORED_LABEL, Split
+from sparserefine_ros.data.sample import Split
 from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.records import IGNORED_LABEL
 
 DATASET_FILE: Final = "dataset.yaml"
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -21,9 +21,10 @@ from sparserefine_ros.data.paired import (
     find_pictures,
     pair_by_name,
 )
-from sparserefine_ros.data.sample import IGNORED_LABEL, Split
+from sparserefine_ros.data.sample import Split
 from sparserefine_ros.data.street import CLASS_COLOURS, CLASS_NAMES
 from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.records import IGNORED_LABEL
 
 # Label id in the files, name, colour; the position is the train id.
 _CITYSCAPES: Final = (

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.records import IGNORED_LABEL
 
-IGNORED_LABEL: Final = 255
 Split = Literal["train", "val"]
 Colour = tuple[int, int, int]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import Sample, SegmentationDataset
@@ -110,12 +111,15 @@ class FrameEvaluator:
         sample = self._task.dataset[index]
         truth = Truth.of(sample.labels, self._classes)
         tally = Tally.empty(self._task.variants, self._classes)
-        prediction = self._pipeline(sample.image, _WANTED)
+        prediction = self._pipeline(sample.image, _WANTED, self._truth_for_oracles(sample))
         _count(prediction, truth, tally)
         full = self._full(sample.image, _WANTED_OF_DENSE_FULL) if self._full else None
         if full is not None:
             _count_labels(full, truth, tally, Variant.DENSE_FULL)
         return self._result(index, sample, prediction, full, tally)
+
+    def _truth_for_oracles(self, sample: Sample) -> NDArray[np.uint8] | None:
+        return sample.labels if self._task.bundle.spec.uses_truth() else None
 
     def _result(
         self,

@@ -48,6 +48,11 @@ def load_model(parameters: NodeParameters) -> Model:
         ConfigurationError: a parameter does not fit the bundle.
     """
     bundle = Bundle.open(find_bundle(parameters.bundle))
+    if bundle.spec.uses_truth():
+        raise ConfigurationError(
+            f"expected a bundle for pictures without labels, {bundle.name} asks an oracle; it "
+            "serves evaluation only, choose another bundle"
+        )
     mistakes = find_mistakes(parameters, classes=len(bundle.class_names))
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))

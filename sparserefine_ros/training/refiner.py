@@ -91,7 +91,7 @@ class RefinerTask:
         low_res_image = resize_image(sample.image, low_res_size)
         dense = self._segmenter(low_res_image)
         uncertainty = measure_uncertainty(dense.logits)
-        selection = selector(low_res_image, dense, uncertainty, full_size)
+        selection = selector(low_res_image, dense, uncertainty, full_size, sample.labels)
         return _Selected(sample, dense, uncertainty, selection)
 
     def collate(self, items: list[Sample]) -> list[Sample]:
@@ -153,7 +153,13 @@ class RefinerTask:
         refine = RefineStage(module.eval(), self.bundle)
         confusion = ConfusionMatrix(self._classes)
         for frame in self._validation:
-            fused = refine(frame.sample.image, frame.dense, frame.selection, StageClock())
+            fused = refine(
+                frame.sample.image,
+                frame.dense,
+                frame.selection,
+                StageClock(),
+                frame.sample.labels,
+            )
             maps = assemble_maps(frame.uncertainty, frame.selection, fused, frozenset({Map.LABELS}))
             assert maps.labels is not None
             confusion.update(frame.sample.labels, maps.labels)

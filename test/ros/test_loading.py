@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from conftest import make_tiny_bundle, with_sections
 
 from sparserefine_ros.errors import BundleError, ConfigurationError
 from sparserefine_ros.ros.loading import load_model
@@ -34,4 +35,12 @@ def test_a_threshold_no_class_count_allows_is_refused(tiny_bundle: Path) -> None
         NodeParameters(), bundle=str(tiny_bundle), entropy_threshold=1.2
     )
     with pytest.raises(ConfigurationError, match=r"at most log\(3\) = 1.0986 nats"):
+        load_model(parameters)
+
+
+def test_a_bundle_that_asks_an_oracle_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_bundle(tmp_path / "tiny")
+    with_sections(folder, selector={"kind": "oracle"})
+    parameters = dataclasses.replace(NodeParameters(), bundle=str(folder), threads=1)
+    with pytest.raises(ConfigurationError, match="tiny asks an oracle"):
         load_model(parameters)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an ablation: trains and evaluates each setting once, and can be stopped at any time.
+
+The folder of an ablation holds `tables.md` and `tables.json`, renewed after each run, and a folder
+for each run with its checkpoints, its bundle and, when it is done, its scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final
+
+from sparserefine_ros.ablation.recipe import AblationRecipe
+from sparserefine_ros.ablation.runs import DEFAULT, Ablation, Run
+from sparserefine_ros.ablation.tables import to_markdown, to_values
+from sparserefine_ros.ablation.thresholds import measure_scores
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.configuration import Record, read_yaml, write_yaml
+from sparserefine_ros.data.datasets import open_dataset
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.evaluation.evaluate import evaluate
+from sparserefine_ros.evaluation.evaluation import Evaluation
+from sparserefine_ros.evaluation.storage import read_json, write_aside, write_json
+from sparserefine_ros.evaluation.subset import Subset
+from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.resources import find_bundle
+from sparserefine_ros.training.recipe import SelectorRecipe
+from sparserefine_ros.training.refiner import train_refiner
+from sparserefine_ros.training.selector import train_selector
+
+RECIPE_FILE: Final = "recipe.yaml"
+SCORES_FILE: Final = "scores.json"
+
+
+class _Origin(Record):
+    """What the runs of a folder depend on."""
+
+    recipe: AblationRecipe
+    dense_digest: str
+
+
+def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
+    """Train and evaluate whatever is missing in `folder`; return the tables in Markdown.
+
+    Args:
+        recipe: the default setting and the choices.
+        bundle: the dense model.
+        folder: of this ablation; a stopped one goes on from its last checkpoint.
+
+    Raises:
+        ConfigurationError: `folder` holds another ablation, or the recipe does not fit the bundle.
+        SparseRefineError: a training or an evaluation failed.
+    """
+    _claim(folder, _Origin(recipe=recipe, dense_digest=bundle.spec.dense.file.sha256))
+    dataset = open_dataset(recipe.evaluate_on, "val")
+    ablation = Ablation(recipe, bundle, measure_scores(bundle, dataset))
+    found: dict[str, Evaluation] = {}
+    for number, run in enumerate(ablation.runs.values(), 1):
+        print(f"run {number}/{len(ablation.runs)}: {run.name}")
+        found[run.name] = _result_of(run, ablation, folder / run.name)
+        write_aside(folder / "tables.md", to_markdown(ablation.tables, found))
+        values = json.dumps(to_values(ablation.tables, found), indent=2)
+        write_aside(folder / "tables.json", values + "\n")
+    return to_markdown(ablation.tables, found)
+
+
+def _claim(folder: Path, origin: _Origin) -> None:
+    """Note in the folder what it holds, or check that it holds the same."""
+    path = folder / RECIPE_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_yaml(path, origin, heading="What the runs of this folder depend on")
+    elif read_yaml(path, _Origin, ConfigurationError) != origin:
+        raise ConfigurationError(
+            f"{folder} holds an ablation of another recipe or dense model, see {path}; "
+            "choose another folder"
+        )
+
+
+def _result_of(run: Run, ablation: Ablation, folder: Path) -> Evaluation:
+    """Scores of a run, from its folder when it was done before."""
+    scores = folder / SCORES_FILE
+    if scores.exists():
+        return read_json(scores)
+    recipe = ablation.recipe
+    dense = _with_learnable(ablation, folder) if run.learnable else ablation.bundle
+    bundle = train_refiner(run.recipe, dense, folder, resume=True)
+    full = None
+    if run.name == DEFAULT and recipe.dense_full:
+        full = Bundle.open(find_bundle(os.path.expandvars(recipe.dense_full)))
+    evaluation = evaluate(
+        bundle,
+        open_dataset(recipe.evaluate_on, "val"),
+        PipelineOptions(),
+        dense_full=full,
+        data=f"{recipe.evaluate_on}, val",
+        subset=Subset(limit=recipe.limit),
+    )
+    write_json(evaluation, scores)
+    return evaluation
+
+
+def _with_learnable(ablation: Ablation, folder: Path) -> Bundle:
+    """The dense bundle with a selector trained for the density of the default setting."""
+    refiner = ablation.recipe.refiner
+    selector = refiner.selector or ablation.bundle.spec.selector
+    assert selector is not None  # held by Ablation
+    recipe = SelectorRecipe(
+        name="selector",
+        seed=refiner.seed,
+        train=refiner.train,
+        validate_on=refiner.validate_on,
+        schedule=ablation.recipe.selector_schedule or refiner.schedule,
+        augmentation=refiner.augmentation,
+        density=ablation.density,
+        max_pixels=selector.max_pixels,
+    )
+    return train_selector(recipe, ablation.bundle, folder / "selector", resume=True)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds that give a wanted density, so that selectors are compared at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import (
+    EntropySelectorSpec,
+    MagnitudeSelectorSpec,
+    SelectorSpec,
+)
+from sparserefine_ros.data.datasets import SegmentationDataset
+from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.image import resize_image
+from sparserefine_ros.selectors import open_selector
+from sparserefine_ros.uncertainty import measure_uncertainty
+
+# Enough for a quantile, little enough for memory.
+_FRAMES_AT_MOST: Final = 100
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the low-resolution pixels of many frames.
+
+    Attributes:
+        values: float32 [M].
+    """
+
+    values: NDArray[np.float32]
+
+    def threshold_at(self, density: float) -> float:
+        """The threshold above which this share of the pixels lies; 0 for all of them."""
+        return 0.0 if density >= 1.0 else float(np.quantile(self.values, 1.0 - density))
+
+    def density_at(self, threshold: float) -> float:
+        """Share of the pixels above a threshold, 0 .. 1."""
+        return float((self.values > threshold).mean())
+
+
+def measure_scores(bundle: Bundle, dataset: SegmentationDataset) -> dict[str, Scores]:
+    """Scores of the selectors "entropy" and, where the dense model gives features, "magnitude"."""
+    specs: list[SelectorSpec] = [EntropySelectorSpec(threshold_nats=0.0)]
+    if bundle.spec.dense.features is not None:
+        specs.append(MagnitudeSelectorSpec(kind="magnitude", threshold=0.0))
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    for spec in specs:
+        chosen = bundle.spec.model_copy(update={"selector": spec})
+        of_kind = _scores_of(Bundle(bundle.folder, chosen, bundle.digest), dataset)
+        found[spec.kind] = list(tqdm(of_kind, desc=f"scores by {spec.kind}", unit="frame"))
+    return {kind: Scores(np.concatenate(parts)) for kind, parts in found.items()}
+
+
+def _scores_of(bundle: Bundle, dataset: SegmentationDataset) -> Iterable[NDArray[np.float32]]:
+    segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+    selector = open_selector(bundle)
+    count = min(len(dataset), _FRAMES_AT_MOST)
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        image = dataset[index].image
+        low_res_size = bundle.spec.dense.input.low_res_size((image.shape[0], image.shape[1]))
+        low_res_image = resize_image(image, low_res_size)
+        dense = segmenter(low_res_image)
+        score = selector.score(low_res_image, dense, measure_uncertainty(dense.logits))
+        yield score.numpy().ravel()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle.
+
+Each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from sparserefine_ros.cli.bundle import add_bundle
+from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
+from sparserefine_ros.cli.run import add_demo, add_run
+from sparserefine_ros.cli.train import add_ablate, add_train
+from sparserefine_ros.errors import SparseRefineError
+
+_COMMANDS = (add_run, add_demo, add_train, add_ablate, add_evaluate, add_bench, add_bundle)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except SparseRefineError as err:
+        print(f"sparserefine: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparserefine", description="Semantic segmentation by sparse refinement."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in _COMMANDS:
+        add(commands)
+    return parser

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparserefine evaluate` and `bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparserefine_ros.cli.options import (
+    Commands,
+    add_pipeline_options,
+    open_bundle,
+    pipeline_options,
+)
+
+
+def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Accuracy on labelled data."""
+    parser = commands.add_parser("evaluate", help="accuracy on labelled data")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data",
+        help="KIND:ROOT, as camvid:ROOT, or street[:SEED[:COUNT[:WIDTHxHEIGHT]]]; "
+        "see docs/datasets.md",
+    )
+    source.add_argument(
+        "--merge", nargs="+", type=Path, metavar="JSON", help="join the scores of parts instead"
+    )
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--dense-full",
+        nargs="?",
+        const="",
+        metavar="BUNDLE",
+        help="also run the dense model alone at full resolution; or that of another bundle, "
+        "trained for it",
+    )
+    parser.add_argument("--limit", type=int, default=0, help="the first frames only; 0 for all")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="only part I of N parts")
+    parser.add_argument("--processes", type=int, default=1, help="processes to divide frames among")
+    parser.add_argument("--json", type=Path, help="write the scores to this file")
+    parser.add_argument("--out", type=Path, help="folder for report.html, scores.json, scores.csv")
+    parser.add_argument("--pictures", type=int, default=12, help="frames shown in the report")
+    add_pipeline_options(parser)
+    parser.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from sparserefine_ros.evaluation.evaluation import Evaluation
+    from sparserefine_ros.evaluation.report import prepare_folder, write_report
+    from sparserefine_ros.evaluation.storage import read_json, write_json
+    from sparserefine_ros.evaluation.table import format_table
+
+    for folder in filter(None, (options.out, options.json and options.json.parent)):
+        prepare_folder(folder)
+    if options.merge:
+        evaluation = Evaluation.merged([read_json(path) for path in options.merge])
+        gallery = None
+    else:
+        evaluation, gallery = _evaluate_data(options)
+    print(format_table(evaluation))
+    if options.json:
+        write_json(evaluation, options.json)
+        print(f"scores written to {options.json}")
+    if options.out:
+        print(f"report written to {write_report(evaluation, options.out, gallery)}")
+
+
+def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """Run the frames; return the evaluation and what it takes to draw some of them."""
+    from sparserefine_ros.bundle import Bundle
+    from sparserefine_ros.data.datasets import open_dataset
+    from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
+    from sparserefine_ros.evaluation.pictures import Gallery
+    from sparserefine_ros.evaluation.subset import Subset, parse_shard
+    from sparserefine_ros.resources import find_bundle
+
+    shard, shards = parse_shard(options.shard)
+    dataset = open_dataset(options.data, options.split)
+    bundle, how = open_bundle(options), pipeline_options(options)
+    gallery = Gallery(bundle, dataset, how, options.pictures)
+    dense_full = None
+    if options.dense_full is not None:
+        named = options.dense_full
+        dense_full = Bundle.open(find_bundle(named)) if named else at_full_resolution(bundle)
+    evaluation = evaluate(
+        bundle,
+        dataset,
+        how,
+        dense_full=dense_full,
+        data=f"{options.data}, {options.split}",
+        subset=Subset(options.limit, shard, shards),
+        processes=options.processes,
+    )
+    return evaluation, gallery
+
+
+def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Timings."""
+    parser = commands.add_parser("bench", help="time the pipeline or the node")
+    parser.add_argument("what", choices=("pipeline", "node"), help="stages, or camera to labels")
+    parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may be repeated")
+    parser.add_argument("--frames", type=int, default=30, help="timed frames, at least 20")
+    parser.add_argument("--warmup", type=int, default=5, help="frames before timing")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    add_pipeline_options(parser)
+    parser.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from sparserefine_ros.evaluation.bench import parse_size, write_figures
+
+    sizes = [parse_size(text) for text in options.size or ("480x360", "2048x1024")]
+    bundle, how = open_bundle(options), pipeline_options(options)
+    counts = {"frames": max(20, options.frames), "warmup": options.warmup}
+    if options.what == "pipeline":
+        from sparserefine_ros.evaluation.bench import bench_pipeline
+
+        figures = [bench_pipeline(bundle, how, size, **counts) for size in sizes]
+    else:
+        from sparserefine_ros.ros.bench import bench_node
+
+        figures = [bench_node(bundle, how, size, **counts) for size in sizes]
+    for figure in figures:
+        print(figure.to_table())
+    if options.json:
+        write_figures(figures, options.json)
+        print(f"figures written to {options.json}")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparserefine train` and `ablate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sparserefine_ros.cli.options import Commands, open_bundle
+
+if TYPE_CHECKING:
+    from sparserefine_ros.bundle import Bundle
+    from sparserefine_ros.configuration import Record
+
+R = TypeVar("R", bound="Record")
+
+
+def add_train(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Train a dense network, a refiner or a selector."""
+    parser = commands.add_parser("train", help="train a dense network, a refiner or a selector")
+    parser.add_argument("kind", choices=("dense", "refiner", "selector"), help="what to train")
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/recipes/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and bundle")
+    parser.add_argument("--bundle", help="refiner, selector: bundle with the dense model")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.set_defaults(command=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.kind == "dense":
+        bundle = _train_dense(options)
+    elif options.bundle is None:
+        from sparserefine_ros.errors import ConfigurationError
+
+        raise ConfigurationError(f"training a {options.kind} needs --bundle with the dense model")
+    else:
+        bundle = _train_refiner(options) if options.kind == "refiner" else _train_selector(options)
+    print(f"bundle {bundle.name} at {bundle.folder}")
+    for key, value in bundle.spec.training.items():
+        print(f"  {key}: {value}")
+
+
+def _train_dense(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.dense import train_dense
+    from sparserefine_ros.training.recipe import DenseRecipe
+
+    return train_dense(_recipe(options, DenseRecipe), options.out, resume=options.resume)
+
+
+def _train_refiner(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.recipe import RefinerRecipe
+    from sparserefine_ros.training.refiner import train_refiner
+
+    recipe = _recipe(options, RefinerRecipe)
+    return train_refiner(recipe, open_bundle(options), options.out, resume=options.resume)
+
+
+def _train_selector(options: argparse.Namespace) -> Bundle:
+    from sparserefine_ros.training.recipe import SelectorRecipe
+    from sparserefine_ros.training.selector import train_selector
+
+    recipe = _recipe(options, SelectorRecipe)
+    return train_selector(recipe, open_bundle(options), options.out, resume=options.resume)
+
+
+def add_ablate(commands: Commands[argparse.ArgumentParser]) -> None:
+    """What each choice of the method is worth."""
+    parser = commands.add_parser("ablate", help="train and compare the choices of the method")
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/recipes/")
+    parser.add_argument("--bundle", required=True, help="bundle with the dense model")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for runs and tables; goes on where it was"
+    )
+    parser.set_defaults(command=_ablate)
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    from sparserefine_ros.ablation.recipe import AblationRecipe
+    from sparserefine_ros.ablation.study import run_ablation
+
+    print(run_ablation(_recipe(options, AblationRecipe), open_bundle(options), options.out))
+
+
+def _recipe(options: argparse.Namespace, kind: type[R]) -> R:
+    from sparserefine_ros.configuration import read_yaml
+    from sparserefine_ros.errors import ConfigurationError
+
+    return read_yaml(options.recipe, kind, ConfigurationError)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole ablation on tiny data, and what it plans, refuses and does again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import write_pointwise_onnx
+
+from sparserefine_ros.ablation import study
+from sparserefine_ros.ablation.recipe import AblationRecipe
+from sparserefine_ros.ablation.runs import DEFAULT, Ablation
+from sparserefine_ros.ablation.study import run_ablation
+from sparserefine_ros.ablation.thresholds import Scores, measure_scores
+from sparserefine_ros.bundle import Bundle, seal_bundle
+from sparserefine_ros.cli import main
+from sparserefine_ros.data.datasets import open_dataset
+from sparserefine_ros.data.street import CLASS_NAMES
+from sparserefine_ros.errors import ConfigurationError
+
+DATA = "street:3:2:66x50"
+CLASSES = len(CLASS_NAMES)
+REFINER = {
+    "name": "small",
+    "train": [{"data": DATA}],
+    "validate_on": DATA,
+    "selector": {"threshold_nats": 1.0},
+    "extractor": {"widths": [4, 6], "blocks": 1},
+    "inputs": ["rgb", "logits"],
+    "max_train_share": 0.5,
+    "schedule": {"epochs": 1, "batch_size": 1, "workers": 0},
+    "augmentation": {"crop": [32, 48]},
+}
+FIELDS = {
+    "refiner": REFINER,
+    "evaluate_on": DATA,
+    "extractors": [
+        {"kind": "pointnet", "widths": [4]},
+        {"widths": [4], "blocks": 1},
+        {"widths": [4, 6], "blocks": 1},
+    ],
+}
+
+
+def make_recipe(**changes: Any) -> AblationRecipe:
+    return AblationRecipe.model_validate({**FIELDS, **changes})
+
+
+def make_dense(folder: Path, *, features: bool = True) -> Bundle:
+    rng = np.random.default_rng(5)
+    weight = rng.normal(0, 1, (CLASSES, 3)).astype(np.float32)
+    write_pointwise_onnx(folder / "foreign.onnx", weight, np.zeros(CLASSES, np.float32))
+    dense = {"file": {"path": "foreign.onnx"}, "input": {"scale": 0.5}}
+    if features:
+        dense["features"] = {"name": "scores", "channels": CLASSES}
+    fields = {
+        "name": "foreign",
+        "licence": "theirs",
+        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(CLASS_NAMES)],
+        "dense": dense,
+    }
+    (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return seal_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_dense(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def scores(dense: Bundle) -> dict[str, Scores]:
+    return measure_scores(dense, open_dataset(DATA, "val"))
+
+
+def test_thresholds_give_their_density() -> None:
+    scores = Scores(np.random.default_rng(0).random(10_000).astype(np.float32))
+    for density in (0.03, 0.5, 0.97):
+        assert scores.density_at(scores.threshold_at(density)) == pytest.approx(density, abs=1e-3)
+    assert scores.threshold_at(1.0) == 0.0
+    assert scores.density_at(0.0) == 1.0
+
+
+class TestPlan:
+    def test_each_setting_is_trained_once(self, dense: Bundle, scores: dict[str, Scores]) -> None:
+        ablation = Ablation(make_recipe(), dense, scores)
+        assert [table.number for table in ablation.tables] == ["5a", "5b", "5c", "5d", "5e"]
+        assert [len(table.rows) for table in ablation.tables] == [5, 5, 4, 3, 4]
+        # 21 rows, of which five show the default setting.
+        assert len(ablation.runs) == 17
+        shown = {row.run for table in ablation.tables for row in table.rows}
+        assert shown == set(ablation.runs)
+        assert next(iter(ablation.runs)) == DEFAULT
+        recipes = [run.recipe.model_dump_json(exclude={"name"}) for run in ablation.runs.values()]
+        assert len(set(recipes)) == len(recipes)
+
+    def test_selectors_share_the_density_of_the_default(
+        self, dense: Bundle, scores: dict[str, Scores]
+    ) -> None:
+        ablation = Ablation(make_recipe(), dense, scores)
+        assert 0.05 < ablation.density < 0.95
+        magnitude = ablation.runs["selector-magnitude"].recipe.selector
+        assert magnitude is not None
+        assert magnitude.kind == "magnitude"
+        found = scores["magnitude"].density_at(magnitude.threshold)
+        assert found == pytest.approx(ablation.density, abs=0.01)
+        random = ablation.runs["selector-random"].recipe.selector
+        assert random is not None
+        assert random.kind == "random"
+        assert random.density == ablation.density
+
+    def test_a_default_outside_the_choices_is_a_row_all_the_same(
+        self, dense: Bundle, scores: dict[str, Scores]
+    ) -> None:
+        choices = {"inputs": [["rgb"]], "extractors": [], "ensemblers": ["direct"]}
+        tables = Ablation(make_recipe(**choices), dense, scores).tables
+        for table in tables[2:]:
+            assert [row.run for row in table.rows].count(DEFAULT) == 1
+
+    def test_features_that_the_dense_model_lacks(
+        self, tmp_path: Path, scores: dict[str, Scores]
+    ) -> None:
+        bundle = make_dense(tmp_path, features=False)
+        with pytest.raises(
+            ConfigurationError, match=r"expected dense\.features in foreign for sel"
+        ):
+            Ablation(make_recipe(), bundle, scores)
+        fitting = make_recipe(selectors=["entropy"], inputs=[["rgb"]])
+        assert len(Ablation(fitting, bundle, scores).runs) == 11
+
+    def test_a_default_by_another_selector(self, dense: Bundle, scores: dict[str, Scores]) -> None:
+        other = REFINER | {"selector": {"kind": "random", "density": 0.5}}
+        with pytest.raises(ConfigurationError, match="selects by entropy, got random"):
+            Ablation(make_recipe(refiner=other), dense, scores)
+
+
+@pytest.fixture(scope="module")
+def folder(dense: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a finished ablation with all tables."""
+    root = tmp_path_factory.mktemp("ablation")
+    (root / "recipe.yaml").write_text(yaml.safe_dump({**FIELDS, "dense_full": str(dense.folder)}))
+    command = ["ablate", str(root / "recipe.yaml"), "--bundle", str(dense.folder)]
+    assert main([*command, "--out", str(root / "out")]) == 0
+    return root / "out"
+
+
+class TestStudy:
+    def test_every_row_is_measured(self, folder: Path) -> None:
+        rows = json.loads((folder / "tables.json").read_text())
+        assert len(rows) == 21
+        assert all(row["miou"] is not None for row in rows)
+        by_selector = {row["Selector"]: row for row in rows if row["table"] == "5a"}
+        assert by_selector["oracle"]["precision"] == 100.0
+        assert by_selector["oracle"]["recall"] == 100.0
+        for kind in ("random", "magnitude", "learnable"):
+            density = by_selector["entropy"]["density"]
+            assert by_selector[kind]["density"] == pytest.approx(density, abs=5.0)
+        densities = [row["density"] for row in rows if row["table"] == "5b"]
+        assert densities == sorted(densities)
+        assert densities[-1] == 100.0
+
+    def test_markdown(self, folder: Path) -> None:
+        text = (folder / "tables.md").read_text()
+        assert [line for line in text.splitlines() if line.startswith("## ")] == [
+            "## Table 5a: Pixel selector",
+            "## Table 5b: Entropy threshold",
+            "## Table 5c: Input",
+            "## Table 5d: Extractor",
+            "## Table 5e: Ensembler",
+            "## Table 8: Classes",
+        ]
+        assert "| - |" not in text.split("## Table 8")[0]
+        assert [line.split(" | ")[0] for line in text.split("## Table 8")[1].splitlines()[4:]] == [
+            "| dense-low",
+            "| refined",
+            "| dense-full",
+        ]
+
+    def test_done_runs_are_not_trained_again(
+        self, folder: Path, dense: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tables = (folder / "tables.md").read_text()
+        recipe = make_recipe(dense_full=str(dense.folder))
+        (folder / "inputs-rgb" / "scores.json").unlink()
+        trained = []
+
+        def train(recipe: Any, bundle: Bundle, run: Path, *, resume: bool) -> Bundle:
+            trained.append(run.name)
+            return Bundle.open(run / "bundle")
+
+        monkeypatch.setattr(study, "train_refiner", train)
+        again = run_ablation(recipe, dense, folder)
+        assert trained == ["inputs-rgb"]
+        scores = [line for line in tables.splitlines() if not line.startswith("| yes")]
+        # Only the times of the run that was evaluated again may differ.
+        assert set(scores) <= set(again.splitlines())
+
+    def test_a_folder_of_another_recipe_is_refused(self, folder: Path, dense: Bundle) -> None:
+        with pytest.raises(ConfigurationError, match="holds an ablation of another recipe"):
+            run_ablation(make_recipe(limit=1), dense, folder)
