@@ -81,6 +81,7 @@ setup(
             "onnx>=1.16",
             "pytest>=8",
             "ruff>=0.6",
+            "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "types-PyYAML",
             "types-tqdm",
         ],

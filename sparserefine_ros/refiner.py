@@ -20,11 +20,10 @@ from sparserefine_ros.clock import StageClock
 from sparserefine_ros.ensemble import Fuser, make_ensembler
 from sparserefine_ros.errors import BundleError
 from sparserefine_ros.image import Normaliser
-from sparserefine_ros.kernels.library import Kernels, compiled_kernels
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.selection import nearest_index
-from sparserefine_ros.sparse.compiled import CompiledUNet
-from sparserefine_ros.sparse.native import NativeUNet
+from sparserefine_ros.sparse.engines import open_engine
 from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import SparseUNet
@@ -134,7 +133,7 @@ class RefineStage:
         self._depth, self._bounds = spec.depth, spec.bounds
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
-        self._extract = _for_inference(refiner.extractor, kernels, threads)
+        self._extract = _for_inference(refiner.extractor, threads)
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
         engine = f"compiled {kernels.name}" if kernels else "PyTorch"
         self.description = f"native CPU ({engine}), {threads} threads"
@@ -169,13 +168,11 @@ class RefineStage:
 
 
 def _for_inference(
-    extractor: SparseUNet | PointNet, kernels: Kernels | None, threads: int
+    extractor: SparseUNet | PointNet, threads: int
 ) -> Callable[[Tensor, SparsePlan], Tensor]:
     if isinstance(extractor, PointNet):
         return torch.inference_mode()(copy.deepcopy(extractor).eval())
-    if kernels is None:
-        return NativeUNet(extractor)
-    return CompiledUNet(extractor, kernels, threads=threads)
+    return open_engine("auto", extractor, threads=threads)
 
 
 def _refiner_spec(bundle: Bundle) -> RefinerSpec:

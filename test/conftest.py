@@ -192,6 +192,6 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "compiled":
         request.getfixturevalue("kernels")
     else:
-        for module in ("refiner", "selection", "sparse.plan", "uncertainty"):
+        for module in ("refiner", "selection", "sparse.engines", "sparse.plan", "uncertainty"):
             monkeypatch.setattr(f"sparserefine_ros.{module}.compiled_kernels", lambda: None)
     return str(request.param)

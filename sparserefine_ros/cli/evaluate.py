@@ -97,8 +97,15 @@ def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Timings."""
-    parser = commands.add_parser("bench", help="time the pipeline or the node")
-    parser.add_argument("what", choices=("pipeline", "node"), help="stages, or camera to labels")
+    parser = commands.add_parser("bench", help="time the pipeline, the node or the sparse engines")
+    parser.add_argument(
+        "what",
+        choices=("pipeline", "node", "sparse"),
+        help="stages, camera to labels, or the sparse UNet on each engine",
+    )
+    parser.add_argument("--unet", action="append", help="sparse: bundle, small or reference")
+    parser.add_argument("--density", action="append", type=float, help="sparse: share of pixels")
+    parser.add_argument("--engine", action="append", help="sparse: name of an engine")
     parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may be repeated")
     parser.add_argument("--frames", type=int, default=30, help="timed frames, at least 20")
     parser.add_argument("--warmup", type=int, default=5, help="frames before timing")
@@ -110,6 +117,9 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from sparserefine_ros.evaluation.bench import parse_size, write_figures
 
+    if options.what == "sparse":
+        _bench_sparse(options)
+        return
     sizes = [parse_size(text) for text in options.size or ("480x360", "2048x1024")]
     bundle, how = open_bundle(options), pipeline_options(options)
     counts = {"frames": max(20, options.frames), "warmup": options.warmup}
@@ -125,4 +135,21 @@ def _bench(options: argparse.Namespace) -> None:
         print(figure.to_table())
     if options.json:
         write_figures(figures, options.json)
+        print(f"figures written to {options.json}")
+
+
+def _bench_sparse(options: argparse.Namespace) -> None:
+    from sparserefine_ros.evaluation import bench_sparse
+    from sparserefine_ros.evaluation.bench import write_figures
+
+    figures = bench_sparse.bench_sparse(
+        open_bundle(options),
+        unets=options.unet or bench_sparse.UNETS,
+        densities=options.density or bench_sparse.DENSITIES,
+        engines=options.engine,
+        threads=options.threads,
+    )
+    print(figures.to_table())
+    if options.json:
+        write_figures([figures], options.json)
         print(f"figures written to {options.json}")

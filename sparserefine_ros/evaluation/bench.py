@@ -13,6 +13,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.uncertainty import measure_uncertainty
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Folding batch norm reorders sums; a pixel whose two best classes tie to 1e-5 may flip.
 _LABELS_EQUAL = 0.9999
@@ -226,8 +230,8 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def write_figures(figures: Sequence[Figures], path: Path) -> None:
-    """Write figures as JSON."""
+def write_figures(figures: Sequence[DataclassInstance], path: Path) -> None:
+    """Write figures, such as `Figures`, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = [asdict(figure) for figure in figures]
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.pointnet import PointNet
-from sparserefine_ros.sparse.unet import ResidualBlock, SparseConv, UNetLevel
+from sparserefine_ros.sparse.unet import ResidualBlock, SparseConv, SparseUNet, UNetLevel
 
 if TYPE_CHECKING:
     import onnx
@@ -37,13 +37,19 @@ def count_refiner_macs(refiner: Refiner, plan: SparsePlan) -> int:
     A sparse convolution takes one product of its widths for each existing (input, output, tap)
     triple; missing neighbours cost nothing.
     """
-    extractor, first = refiner.extractor, plan.levels[0]
+    extractor, sites = refiner.extractor, plan.levels[0].count
     if isinstance(extractor, PointNet):
-        return first.count * _linear_weights(refiner)
+        return sites * _linear_weights(refiner)
+    return count_unet_macs(extractor, plan) + sites * _linear_weights(refiner.ensembler)
+
+
+def count_unet_macs(unet: SparseUNet, plan: SparsePlan) -> int:
+    """MACs of a sparse UNet on the sites of one frame; missing neighbours cost nothing."""
+    first = plan.levels[0]
     return (
-        _conv_macs(extractor.stem, first.same.pairs())
-        + _level_macs(extractor.levels, plan, 0)
-        + first.count * (extractor.head.weight.numel() + _linear_weights(refiner.ensembler))
+        _conv_macs(unet.stem, first.same.pairs())
+        + _level_macs(unet.levels, plan, 0)
+        + first.count * unet.head.weight.numel()
     )
 
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines of the sparse UNet: the same weights and results, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from torch import Tensor
+
+from sparserefine_ros.errors import BackendError
+from sparserefine_ros.kernels.library import Kernels, compiled_kernels
+from sparserefine_ros.sparse.compiled import CompiledUNet
+from sparserefine_ros.sparse.dense import DenseUNet
+from sparserefine_ros.sparse.native import NativeUNet
+from sparserefine_ros.sparse.plan import SparsePlan
+from sparserefine_ros.sparse.unet import SparseUNet
+
+AUTO: Final = "auto"
+
+
+class SparseEngine(Protocol):
+    """A sparse UNet ready to run; not re-entrant."""
+
+    def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
+        """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C]."""
+
+
+def _kernels() -> Kernels:
+    kernels = compiled_kernels()
+    if kernels is None:
+        raise BackendError(
+            "expected compiled kernels for the engine compiled, found none; install a C++ compiler "
+            "(apt install g++) and install the package again"
+        )
+    return kernels
+
+
+def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
+    from sparserefine_ros.sparse.spconv import SpConvUNet
+
+    return SpConvUNet(unet)
+
+
+def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
+    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet
+
+    return DenseOnnxUNet(unet, threads=threads)
+
+
+_ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
+    "compiled": lambda unet, threads: CompiledUNet(unet, _kernels(), threads=threads),
+    "pytorch": lambda unet, threads: NativeUNet(unet),
+    "spconv": _spconv,
+    "dense": lambda unet, threads: DenseUNet(unet),
+    "dense-onnxruntime": _dense_onnxruntime,
+}
+ENGINES: Final = tuple(_ENGINES)
+
+
+def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
+    """A copy of a trained UNet on the engine of that name.
+
+    Args:
+        name: "compiled" (our C++ kernels), "pytorch", "spconv", or masked convolutions on the whole
+            picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto" takes compiled,
+            or pytorch without it.
+        unet: trained weights.
+        threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
+
+    Raises:
+        BackendError: no engine of that name, or it is not installed.
+    """
+    if name == AUTO:
+        name = "pytorch" if compiled_kernels() is None else "compiled"
+    if name not in _ENGINES:
+        raise BackendError(
+            f"expected a sparse engine of {', '.join((AUTO, *_ENGINES))}, got {name!r}"
+        )
+    return _ENGINES[name](unet, threads)

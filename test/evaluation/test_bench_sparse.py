@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sparse benchmark compares before it times, counts what it claims, and refuses nonsense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.cli import main
+from sparserefine_ros.errors import BackendError, ConfigurationError, SparseRefineError
+from sparserefine_ros.evaluation import bench_sparse as module
+from sparserefine_ros.evaluation.bench_sparse import bench_sparse
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.sparse.native import NativeUNet
+from sparserefine_ros.sparse.unet import SparseUNet
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIZE", SIZE)
+    monkeypatch.setattr(module, "_RUNS", 3)
+    monkeypatch.setattr(module, "measure_peak_gflops", lambda threads: 100.0)
+
+
+def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = ["bench", "sparse", "--bundle", str(tiny_bundle), "--threads", "1"]
+    command += ["--unet", "bundle", "--unet", "small", "--density", "0.1", "--density", "0.3"]
+    assert main([*command, "--json", str(tmp_path / "figures.json")]) == 0
+    (figures,) = json.loads((tmp_path / "figures.json").read_text())
+    rows = figures["times"]
+    engines = {row["engine"] for row in rows}
+    assert {"pytorch", "dense", "dense-onnxruntime"} <= engines
+    assert ("compiled" in engines) == (compiled_kernels() is not None)
+    assert len(rows) == 2 * 2 * len(engines)
+    assert len(figures["missing"]) + len(engines) == 5
+    assert all(row["error"] < 1e-5 for row in rows)
+    assert all(row["density"] == pytest.approx(0.1, abs=0.02) for row in rows[: len(engines)])
+    assert all(row["runs"] == 3 and row["ms"]["low"] > 0.0 for row in rows)
+    assert set(figures["plan_ms"]) == {
+        "bundle, 10.0%", "bundle, 30.0%", "small, 10.0%", "small, 30.0%"
+    }  # fmt: skip
+
+
+def test_rates_follow_from_time_and_existing_pairs(tiny_bundle: Path) -> None:
+    figures = bench_sparse(
+        Bundle.open(tiny_bundle), unets=["bundle"], densities=[1.0], engines=["pytorch"], threads=1
+    )
+    (row,) = figures.times
+    assert row.sites == SIZE[0] * SIZE[1]
+    assert row.peak_share == pytest.approx(row.gflops / 100.0)
+    # A full mask has all nine neighbours but at the borders: stem, five block convolutions ...
+    level = 9 * row.sites * (6 * 8 + 2 * 8 * 8 + 16 * 8 + 8 * 8)
+    assert row.gflops * row.ms.median * 1e6 > 2 * 0.95 * level
+    assert f"{row.ms.median:.1f}" in figures.to_table()
+
+
+def test_wrong_results_are_not_timed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(NativeUNet):
+        def __call__(self, *arguments: object) -> torch.Tensor:
+            return 1.01 * super().__call__(*arguments)  # type: ignore[arg-type]
+
+    def open_wrong(name: str, unet: SparseUNet, *, threads: int) -> NativeUNet:
+        return Wrong(unet)
+
+    monkeypatch.setattr(module, "open_engine", open_wrong)
+    with pytest.raises(SparseRefineError, match="timings of wrong results mean nothing"):
+        bench_sparse(Bundle.open(tiny_bundle), unets=["bundle"], densities=[0.2], threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"unets": ["huge"]}, ConfigurationError, "expected a UNet of bundle, small, ref"),
+        ({"densities": [0.0]}, ConfigurationError, "expected a density above 0, at most 1, got 0"),
+        ({"densities": [1.5]}, ConfigurationError, "got 1.5"),
+        ({"engines": ["minkowski"]}, BackendError, "expected a sparse engine of auto, compiled"),
+    ],
+)
+def test_refuses(
+    tiny_bundle: Path, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    fields = {"unets": ["bundle"], "densities": [0.1], "threads": 1} | options
+    with pytest.raises(error, match=message):
+        bench_sparse(Bundle.open(tiny_bundle), **fields)  # type: ignore[arg-type]
+
+
+def test_the_peak_is_that_of_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    seconds = [module._time(call)[0].low / 1e3 for call in module._products(128, 1)]
+    assert len(seconds) == 2
+    assert all(0.01 < 2 * 128**3 / each / 1e9 < 10_000 for each in seconds)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every engine by its name against the training network, which `test_unet` holds to the oracle."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_statistics
+from oracle import example_masks, grid_of, sites_of
+
+from sparserefine_ros.errors import BackendError
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.sparse import engines
+from sparserefine_ros.sparse.engines import ENGINES, open_engine
+from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.sparse.unet import SparseUNet
+
+MASKS = example_masks()
+NO_SPCONV = "SpConv is not installed: pip install spconv"
+
+
+def make_unet() -> SparseUNet:
+    torch.manual_seed(31)
+    unet = SparseUNet(5, 3, widths=(4, 6, 5), blocks=2)
+    random_statistics(unet)
+    return unet.eval()
+
+
+@pytest.fixture(params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param == "spconv":
+        pytest.importorskip("spconv", reason=NO_SPCONV)
+    if request.param == "compiled" and compiled_kernels() is None:
+        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_same_weights_same_results(name: str, mask: str) -> None:
+    active, unet = MASKS[mask], make_unet()
+    plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(int(active.sum()), 5, generator=generator)
+    logits = open_engine(name, unet, threads=1)(features, plan)
+    torch.testing.assert_close(logits, unet(features, plan).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_and_masks_may_change_from_frame_to_frame(name: str) -> None:
+    unet = make_unet()
+    engine = open_engine(name, unet, threads=1)
+    for mask in ("odd", "one-first", "odd", "full", "empty", "sparse"):
+        active = MASKS[mask]
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        features = torch.randn(int(active.sum()), 5)
+        expected = unet(features, plan).detach()
+        torch.testing.assert_close(engine(features, plan), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("named", ["compiled", "pytorch", "dense", "dense-onnxruntime"])
+def test_data_bounds(named: str, request: pytest.FixtureRequest) -> None:
+    if named == "compiled":
+        request.getfixturevalue("kernels")
+    active, unet = MASKS["inner-block"], make_unet()
+    plan = build_plan(sites_of(active), grid_of(active), unet.depth, bounds="data")
+    features = torch.randn(int(active.sum()), 5)
+    logits = open_engine(named, unet, threads=1)(features, plan)
+    torch.testing.assert_close(logits, unet(features, plan).detach(), rtol=1e-4, atol=1e-4)
+
+
+class TestSpConv:
+    def test_refuses_data_bounds(self) -> None:
+        pytest.importorskip("spconv", reason=NO_SPCONV)
+        active, unet = MASKS["inner-block"], make_unet()
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth, bounds="data")
+        with pytest.raises(BackendError, match="expected a plan with image bounds for SpConv"):
+            open_engine("spconv", unet, threads=1)(torch.randn(int(active.sum()), 5), plan)
+
+    def test_gives_the_threads_back(self) -> None:
+        pytest.importorskip("spconv", reason=NO_SPCONV)
+        active, unet = MASKS["odd"], make_unet()
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            open_engine("spconv", unet, threads=2)(torch.randn(int(active.sum()), 5), plan)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = builtins.__import__
+
+        def absent(module: str, *rest: Any) -> Any:
+            if module.startswith("spconv"):
+                raise ImportError(f"No module named {module!r}")
+            return plain(module, *rest)
+
+        monkeypatch.setattr(builtins, "__import__", absent)
+        with pytest.raises(BackendError, match="pip install spconv"):
+            open_engine("spconv", make_unet(), threads=1)
+
+
+class TestByName:
+    def test_unknown(self) -> None:
+        with pytest.raises(BackendError, match="expected a sparse engine of auto, compiled, pyt"):
+            open_engine("minkowski", make_unet(), threads=1)
+
+    def test_no_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
+        with pytest.raises(BackendError, match=r"install a C\+\+ compiler"):
+            open_engine("compiled", make_unet(), threads=1)
+        assert type(open_engine("auto", make_unet(), threads=1)).__name__ == "NativeUNet"
