@@ -29,9 +29,10 @@ def kind_or(default: str) -> Discriminator:
     The members are tagged `Tag("kind=NAME")`.
     """
 
-    def kind_of(value: Any) -> str:
-        given = value.get("kind", default) if isinstance(value, dict) else value.kind
-        return f"{_KIND}{given}"
+    def kind_of(value: Any) -> str | None:
+        if isinstance(value, dict):
+            return f"{_KIND}{value.get('kind', default)}"
+        return f"{_KIND}{value.kind}" if hasattr(value, "kind") else None
 
     return Discriminator(kind_of)
 
@@ -71,6 +72,11 @@ def describe_mistakes(err: ValidationError) -> str:
             known = mistake["ctx"]["expected_tags"].replace(_KIND, "")
             found = mistake["ctx"]["tag"].removeprefix(_KIND)
             lines.append(f"{where}.kind: expected one of {known}, got {found!r}")
+        elif mistake["type"] == "union_tag_not_found":
+            lines.append(
+                f"{where}: expected a mapping of fields, such as kind, "
+                f"got {_shorten(mistake['input'])}"
+            )
         elif mistake["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown field; remove it or correct its name")
         elif mistake["type"] == "missing":

@@ -135,7 +135,8 @@ class RefineStage:
         kernels, threads = compiled_kernels(), torch.get_num_threads()
         self._extract = _for_inference(refiner.extractor, threads)
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
-        engine = f"compiled {kernels.name}" if kernels else "PyTorch"
+        is_compiled = kernels is not None and spec.kind == "unet"
+        engine = f"compiled {kernels.name}" if kernels and is_compiled else "PyTorch"
         self.description = f"native CPU ({engine}), {threads} threads"
 
     def __call__(

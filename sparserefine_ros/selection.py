@@ -93,11 +93,13 @@ def selection_from_pixels(
     Args:
         mask: the pixels.
         low_res_size: (h, w).
-        max_pixels: the first so many in row-major order are kept; 0 for no limit.
+        max_pixels: so many are kept, spread evenly over the picture; 0 for no limit.
     """
     full_size = (mask.shape[0], mask.shape[1])
     candidates = np.flatnonzero(mask)
-    pixels = candidates[: max_pixels or None]
+    pixels = candidates
+    if 0 < max_pixels < candidates.size:
+        pixels = candidates[np.linspace(0, candidates.size - 1, max_pixels).astype(np.int64)]
     rows, columns = np.divmod(pixels, full_size[1])
     row_of, column_of = (
         nearest_index(full, low).numpy() for full, low in zip(full_size, low_res_size, strict=True)

@@ -187,6 +187,8 @@ class TestFields:
             ("dense.file.sha256", "abc", r"dense\.file\.sha256: .*got 'abc'"),
             ("selector", ..., "expected a selector beside the refiner"),
             ("selector.kind", "magic", r"selector\.kind: .*entropy"),
+            ("selector", "entropy", r"selector: expected a mapping of fields.*got 'entropy'"),
+            ("refiner", ["a"], r"refiner: expected a mapping of fields, such as kind, got"),
             ("selector.threshold_nats", -0.1, r"selector\.threshold_nats: .*got -0.1"),
             ("selector.threshold_nats", 0.7, r"at most log\(classes\) = 0.693"),
             ("selector.threshold_nats", float("nan"), r"threshold_nats"),

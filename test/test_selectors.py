@@ -112,6 +112,10 @@ class TestOracle:
         selection = selector(IMAGE, dense, measure_uncertainty(dense.logits), FULL, truth)
         assert selection.count == 7
         assert selection.budget_hit
+        # Spread over the picture, not its first rows.
+        rows = selection.pixels.numpy() // FULL[1]
+        assert rows.min() < 30
+        assert rows.max() > 60
 
     def test_only_wrong_pixels_change_in_the_pipeline(
         self, bundle: Bundle, truth: np.ndarray

@@ -86,8 +86,8 @@ class Ablation:
         runs: by name; the default setting comes first.
 
     Raises:
-        ConfigurationError: the default setting does not select by entropy, or the dense model
-            lacks the features that a row needs.
+        ConfigurationError: the default setting does not select by entropy, has a pixel budget or
+            selects nothing, or the dense model lacks the features that a row needs.
     """
 
     def __init__(
@@ -102,8 +102,18 @@ class Ablation:
                 f"{selector.kind if selector else 'no selector'}; "
                 "set refiner.selector in the recipe"
             )
+        if selector.max_pixels:
+            raise ConfigurationError(
+                "expected a selector without pixel budget, so that tables compare densities, got "
+                f"max_pixels: {selector.max_pixels}; set refiner.selector.max_pixels to 0"
+            )
         self._selector = selector
         self.density = scores["entropy"].density_at(selector.threshold_nats)
+        if self.density == 0.0:
+            raise ConfigurationError(
+                "expected an entropy threshold that selects some pixels, got "
+                f"{selector.threshold_nats} nats, which none exceeds; lower it"
+            )
         self._check_features()
         self.runs: dict[str, Run] = {}
         self._add(DEFAULT)
@@ -136,19 +146,19 @@ class Ablation:
         return Table("5a", "Pixel selector", ("Selector",), measures, tuple(rows))
 
     def _selector_run(self, kind: SelectorKind) -> str:
-        name, budget = f"selector-{kind}", {"max_pixels": self._selector.max_pixels}
+        name = f"selector-{kind}"
         if kind == "entropy":
             return DEFAULT
         if kind == "learnable":
             return self._add(name, learnable=True, selector=None)
         if kind == "random":
-            random = RandomSelectorSpec(kind=kind, density=self.density, **budget)
+            random = RandomSelectorSpec(kind=kind, density=self.density)
             return self._add(name, selector=random)
         if kind == "magnitude":
             threshold = self._scores[kind].threshold_at(self.density)
-            magnitude = MagnitudeSelectorSpec(kind=kind, threshold=threshold, **budget)
+            magnitude = MagnitudeSelectorSpec(kind=kind, threshold=threshold)
             return self._add(name, selector=magnitude)
-        return self._add(name, selector=OracleSelectorSpec(kind=kind, **budget))
+        return self._add(name, selector=OracleSelectorSpec(kind=kind))
 
     def _densities(self) -> Table:
         runs = {self.density: (DEFAULT, self._selector.threshold_nats)}

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from typing_extensions import Self
+
 from sparserefine_ros.ablation.recipe import AblationRecipe
 from sparserefine_ros.ablation.runs import DEFAULT, Ablation, Run
 from sparserefine_ros.ablation.tables import to_markdown, to_values
@@ -35,10 +37,30 @@ SCORES_FILE: Final = "scores.json"
 
 
 class _Origin(Record):
-    """What the runs of a folder depend on."""
+    """What the runs of a folder depend on.
+
+    Attributes:
+        recipe: with environment variables as they stand in it.
+        bundle: digest of the dense model's bundle.
+        dense_full: digest of the bundle for table 8.
+        data: text forms of all data sets, environment variables expanded.
+    """
 
     recipe: AblationRecipe
-    dense_digest: str
+    bundle: str
+    dense_full: str | None
+    data: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: AblationRecipe, bundle: Bundle, full: Bundle | None) -> Self:
+        refiner = recipe.refiner
+        data = (*(s.data for s in refiner.train), refiner.validate_on, recipe.evaluate_on)
+        return cls(
+            recipe=recipe,
+            bundle=bundle.digest,
+            dense_full=full.digest if full else None,
+            data=tuple(map(os.path.expandvars, data)),
+        )
 
 
 def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
@@ -53,13 +75,16 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
         ConfigurationError: `folder` holds another ablation, or the recipe does not fit the bundle.
         SparseRefineError: a training or an evaluation failed.
     """
-    _claim(folder, _Origin(recipe=recipe, dense_digest=bundle.spec.dense.file.sha256))
+    full = None
+    if recipe.dense_full:
+        full = Bundle.open(find_bundle(os.path.expandvars(recipe.dense_full)))
+    _claim(folder, _Origin.of(recipe, bundle, full))
     dataset = open_dataset(recipe.evaluate_on, "val")
     ablation = Ablation(recipe, bundle, measure_scores(bundle, dataset))
     found: dict[str, Evaluation] = {}
     for number, run in enumerate(ablation.runs.values(), 1):
         print(f"run {number}/{len(ablation.runs)}: {run.name}")
-        found[run.name] = _result_of(run, ablation, folder / run.name)
+        found[run.name] = _result_of(run, ablation, folder / run.name, full)
         write_aside(folder / "tables.md", to_markdown(ablation.tables, found))
         values = json.dumps(to_values(ablation.tables, found), indent=2)
         write_aside(folder / "tables.json", values + "\n")
@@ -71,15 +96,17 @@ def _claim(folder: Path, origin: _Origin) -> None:
     path = folder / RECIPE_FILE
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_yaml(path, origin, heading="What the runs of this folder depend on")
+        aside = path.with_suffix(".tmp")
+        write_yaml(aside, origin, heading="What the runs of this folder depend on")
+        aside.replace(path)
     elif read_yaml(path, _Origin, ConfigurationError) != origin:
         raise ConfigurationError(
-            f"{folder} holds an ablation of another recipe or dense model, see {path}; "
+            f"{folder} holds an ablation of another recipe, model or data, see {path}; "
             "choose another folder"
         )
 
 
-def _result_of(run: Run, ablation: Ablation, folder: Path) -> Evaluation:
+def _result_of(run: Run, ablation: Ablation, folder: Path, full: Bundle | None) -> Evaluation:
     """Scores of a run, from its folder when it was done before."""
     scores = folder / SCORES_FILE
     if scores.exists():
@@ -87,14 +114,11 @@ def _result_of(run: Run, ablation: Ablation, folder: Path) -> Evaluation:
     recipe = ablation.recipe
     dense = _with_learnable(ablation, folder) if run.learnable else ablation.bundle
     bundle = train_refiner(run.recipe, dense, folder, resume=True)
-    full = None
-    if run.name == DEFAULT and recipe.dense_full:
-        full = Bundle.open(find_bundle(os.path.expandvars(recipe.dense_full)))
     evaluation = evaluate(
         bundle,
         open_dataset(recipe.evaluate_on, "val"),
         PipelineOptions(),
-        dense_full=full,
+        dense_full=full if run.name == DEFAULT else None,
         data=f"{recipe.evaluate_on}, val",
         subset=Subset(limit=recipe.limit),
     )
@@ -105,8 +129,6 @@ def _result_of(run: Run, ablation: Ablation, folder: Path) -> Evaluation:
 def _with_learnable(ablation: Ablation, folder: Path) -> Bundle:
     """The dense bundle with a selector trained for the density of the default setting."""
     refiner = ablation.recipe.refiner
-    selector = refiner.selector or ablation.bundle.spec.selector
-    assert selector is not None  # held by Ablation
     recipe = SelectorRecipe(
         name="selector",
         seed=refiner.seed,
@@ -115,6 +137,5 @@ def _with_learnable(ablation: Ablation, folder: Path) -> Bundle:
         schedule=ablation.recipe.selector_schedule or refiner.schedule,
         augmentation=refiner.augmentation,
         density=ablation.density,
-        max_pixels=selector.max_pixels,
     )
     return train_selector(recipe, ablation.bundle, folder / "selector", resume=True)

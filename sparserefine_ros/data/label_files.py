@@ -52,12 +52,14 @@ def read_label_file(path: Path) -> NDArray[Any]:
         DatasetError: the file cannot be read, is no picture or is cut off.
     """
     data = _read(path)
-    if _is_palette_png(data):
-        # OpenCV would replace the indices by their colours; grey values it leaves alone, but for
-        # stretching those of fewer than 8 bits to 0 .. 255.
-        grey = _decode(_palette_to_grey(data), path, cv2.IMREAD_UNCHANGED)
-        return np.asarray(grey // (255 // (2 ** data[_DEPTH] - 1)))
+    is_png = data.startswith(_PNG_START) and len(data) > _PNG_HEADER
+    if is_png and data[_COLOUR_TYPE] == _PALETTE:
+        # OpenCV would replace the indices by their colours; grey values it leaves alone.
+        data = _palette_to_grey(data)
     pixels = _decode(data, path, cv2.IMREAD_UNCHANGED)
+    if is_png and data[_COLOUR_TYPE] == _GREY and data[_DEPTH] < 8:
+        # But for stretching those of fewer than 8 bits to 0 .. 255.
+        return np.asarray(pixels // (255 // (2 ** data[_DEPTH] - 1)))
     return pixels[:, :, ::-1] if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels
 
 
@@ -73,11 +75,6 @@ def _decode(data: bytes, path: Path, flags: int) -> NDArray[Any]:
         return decode_picture(data, flags=flags, max_pixels=_MAX_PIXELS)
     except ImageError as err:
         raise DatasetError(f"cannot decode {path}; restore the file ({err})") from err
-
-
-def _is_palette_png(data: bytes) -> bool:
-    is_png = data.startswith(_PNG_START) and len(data) > _PNG_HEADER
-    return is_png and data[_COLOUR_TYPE] == _PALETTE
 
 
 def _palette_to_grey(png: bytes) -> bytes:

@@ -214,4 +214,5 @@ def isic(root: Path, split: Split) -> PairedDataset:
     )
     pictures = find_pictures(images, "ISIC_*.jpg", origin)
     pairs = pair_by_name(pictures, images, labels, add="_segmentation")
-    return PairedDataset(pairs, _ISIC_LEGEND, IndexLabels({0: 0, 255: 1}), origin=origin)
+    # Masks saved again with one bit per pixel hold 1 for the lesion.
+    return PairedDataset(pairs, _ISIC_LEGEND, IndexLabels({0: 0, 1: 1, 255: 1}), origin=origin)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -44,7 +45,7 @@ def evaluate(
             among them.
         dense_full: a bundle whose dense model alone is scored beside it: `at_full_resolution`
             of this one, or one trained at full resolution.
-        data: the data set, in words.
+        data: the data set and its split in words, as "camvid:/data/camvid, val".
         subset: which frames.
         processes: number of processes; the scores do not depend on it.
 
@@ -85,6 +86,7 @@ def _gather(task: Task, results: Iterable[FrameResult], *, frames: int, data: st
             variants=task.variants,
             selector=result.selector,
             frames=frames,
+            data=re.sub(r"^(?!street)(\w+):.*(?=, )", r"\1", data),
         ),
         data=data,
         machines=(describe_machine(),),

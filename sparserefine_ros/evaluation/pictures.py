@@ -82,7 +82,8 @@ def draw_frames(
     drawn = []
     for frame in tqdm(frames, unit="frame", desc="drawing"):
         sample = gallery.dataset[frame.index]
-        pictures = _draw(sample, pipeline(sample.image, _WANTED), bundle)
+        truth = sample.labels if bundle.spec.uses_truth() else None
+        pictures = _draw(sample, pipeline(sample.image, _WANTED, truth), bundle)
         stem = f"{frame.index:05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', frame.name)}"
         files = {}
         for caption, picture in pictures.items():

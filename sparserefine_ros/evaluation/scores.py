@@ -167,9 +167,13 @@ class SelectorSetting:
         """For people."""
         if self.kind == "none":
             return "no refiner"
-        unit = " nats" if self.kind == "entropy" else ""
         budget = f"{self.max_pixels} pixels" if self.max_pixels else "no limit"
-        return f"{self.kind} above {self.threshold:.3f}{unit}, budget {budget}"
+        above = {
+            "entropy": f" above {self.threshold:.3f} nats",
+            "oracle": "",
+            "random": f", {1.0 - self.threshold:.1%} of the picture",
+        }.get(self.kind, f" above {self.threshold:.3f}")
+        return f"{self.kind}{above}, budget {budget}"
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,7 @@ class Setting:
         variants: what is scored, in the order of reports.
         selector: what decided which pixels were refined.
         frames: number of frames of the whole evaluation.
+        data: kind and split of the data set; its folder may differ from machine to machine.
     """
 
     bundle: str
@@ -193,6 +198,7 @@ class Setting:
     variants: tuple[Variant, ...]
     selector: SelectorSetting
     frames: int
+    data: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,12 @@
 #include "normalise.h"
 #include "plan.h"
 
+// Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
+constexpr int64_t kInterface = 1;
+
 extern "C" {
+
+int64_t sr_interface() { return kInterface; }
 
 void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
 

@@ -17,8 +17,13 @@ from typing import Final
 
 import torch  # its OpenMP runtime must be in the process before ours is looked for
 
+from sparserefine_ros.errors import BackendError
+
 VARIABLE: Final = "SPARSEREFINE_KERNELS"
 PYTORCH: Final = "pytorch"
+
+# The same as `kInterface` in `kernels.cpp`.
+_INTERFACE: Final = 1
 
 # Best first: library, what people call it, and the flags Linux reports for such processors.
 _V3_FLAGS: Final = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
@@ -36,11 +41,20 @@ class Kernels:
     Attributes:
         name: instruction set, for logs and diagnostics.
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.
+
+    Raises:
+        BackendError: the library belongs to another version of this package.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         self.call = ctypes.CDLL(str(path))
+        interface = getattr(self.call, "sr_interface", None)
+        if interface is None or interface() != _INTERFACE:
+            raise BackendError(
+                f"expected {path} to be built from this version of the package, it is from "
+                "another; install the package again (pip install, or colcon build)"
+            )
         for function in ("sr_strided_sites", "sr_up_table", "sr_expand_mask"):
             getattr(self.call, function).restype = ctypes.c_int64
 

@@ -53,7 +53,10 @@ def load_model(parameters: NodeParameters) -> Model:
             f"expected a bundle for pictures without labels, {bundle.name} asks an oracle; it "
             "serves evaluation only, choose another bundle"
         )
-    mistakes = find_mistakes(parameters, classes=len(bundle.class_names))
+    chosen = bundle.spec.selector
+    mistakes = find_mistakes(
+        parameters, classes=len(bundle.class_names), selector=chosen.kind if chosen else None
+    )
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     options = PipelineOptions(

@@ -224,14 +224,15 @@ class SegmentNode(LifecycleNode):
             self.get_logger().warning(text, throttle_duration_sec=LOG_PERIOD_S)
 
     def _check_parameters(self, changes: Sequence[Parameter[Any]]) -> SetParametersResult:
-        session = self._session
+        model = None if self._session is None else self._session.model
         own = {spec.name for spec in node_parameters.PARAMETERS}
         try:
             node_parameters.change(
                 self._settings,
                 {item.name: item.value for item in changes if item.name in own},
-                configured=session is not None,
-                classes=None if session is None else len(session.model.bundle.class_names),
+                configured=model is not None,
+                classes=None if model is None else len(model.bundle.class_names),
+                selector=None if model is None else model.pipeline.selector.kind,
             )
         except ConfigurationError as err:
             return SetParametersResult(successful=False, reason=str(err))

@@ -71,15 +71,15 @@ class NodeParameters:
     entropy_threshold: float = _parameter(
         -1.0,
         "Pixels whose entropy in nats is above it are refined, up to the logarithm of the number "
-        "of classes; -1.0: the bundle's value.",
+        "of classes, for bundles that select by entropy; -1.0: the bundle's value.",
         minimum=-1.0,
         maximum=math.log(MAX_CLASSES),
         run_time=True,
     )
     max_refined_pixels: int = _parameter(
         -1,
-        "At most so many pixels of a frame are refined, those of highest entropy; 0: no limit; "
-        "-1: the bundle's value.",
+        "At most so many pixels of a frame are refined, those the selector ranks highest; "
+        "0: no limit; -1: the bundle's value.",
         minimum=-1,
         maximum=1_000_000_000,
         run_time=True,
@@ -145,12 +145,15 @@ def read(node: Node) -> NodeParameters:
     return NodeParameters(**{spec.name: node.get_parameter(spec.name).value for spec in PARAMETERS})
 
 
-def find_mistakes(parameters: NodeParameters, *, classes: int | None = None) -> list[str]:
+def find_mistakes(
+    parameters: NodeParameters, *, classes: int | None = None, selector: str | None = None
+) -> list[str]:
     """Everything that is wrong with `parameters`, one text for each mistake.
 
     Args:
         parameters: the values to check.
         classes: number of classes of the bundle; None while it is not known.
+        selector: kind of the bundle's selector; None while it is not known.
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
     mistakes = [text for spec, value in values if (text := check_value(spec, value))]
@@ -161,6 +164,11 @@ def find_mistakes(parameters: NodeParameters, *, classes: int | None = None) -> 
         mistakes.append(
             f"entropy_threshold: expected at most log({classes}) = {math.log(classes):.4f} nats, "
             f"the highest entropy {classes} classes can have, got {threshold}"
+        )
+    if threshold >= 0.0 and selector not in (None, "entropy"):
+        mistakes.append(
+            f"entropy_threshold: expected -1.0 for a bundle that selects by {selector}, "
+            f"got {threshold}"
         )
     warn_ms, error_ms = parameters.latency_warn_ms, parameters.latency_error_ms
     if 0.0 < error_ms < warn_ms:
@@ -177,6 +185,7 @@ def change(
     *,
     configured: bool,
     classes: int | None = None,
+    selector: str | None = None,
 ) -> NodeParameters:
     """`current` with `changes` applied, all of them or none.
 
@@ -186,6 +195,7 @@ def change(
         configured: whether the node has read its parameters: then only those that change at run
             time may differ.
         classes: number of classes of the bundle; None while it is not known.
+        selector: kind of the bundle's selector; None while it is not known.
 
     Raises:
         ConfigurationError: the changes make no sense; the text lists every mistake.
@@ -199,7 +209,7 @@ def change(
         and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
     ]
     changed = NodeParameters(**{**dataclasses.asdict(current), **changes})
-    mistakes += find_mistakes(changed, classes=classes)
+    mistakes += find_mistakes(changed, classes=classes, selector=selector)
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     return changed

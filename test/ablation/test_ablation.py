@@ -149,6 +149,21 @@ def folder(dense: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        ({"threshold_nats": 1.0, "max_pixels": 50}, "without pixel budget.* got max_pixels: 50"),
+        ({"threshold_nats": 2.3978}, "selects some pixels, got 2.3978 nats"),
+    ],
+)
+def test_a_default_that_tables_cannot_be_held_against(
+    dense: Bundle, scores: dict[str, Scores], selector: dict[str, float], message: str
+) -> None:
+    recipe = make_recipe(refiner=REFINER | {"selector": selector})
+    with pytest.raises(ConfigurationError, match=message):
+        Ablation(recipe, dense, scores)
+
+
 class TestStudy:
     def test_every_row_is_measured(self, folder: Path) -> None:
         rows = json.loads((folder / "tables.json").read_text())

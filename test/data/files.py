@@ -39,9 +39,14 @@ def write_turned_jpeg(path: Path) -> None:
 
 
 def write_palette_png(
-    path: Path, indices: NDArray[np.uint8], *, depth: int = 8, transparent: bool = False
+    path: Path,
+    indices: NDArray[np.uint8],
+    *,
+    depth: int = 8,
+    transparent: bool = False,
+    grey: bool = False,
 ) -> None:
-    """Indices [H, W] below 2 ** depth as a palette PNG with random colours."""
+    """Indices [H, W] below 2 ** depth as a palette PNG with random colours, or a grey one."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
@@ -54,9 +59,9 @@ def write_palette_png(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 3, 0, 0, 0))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0 if grey else 3, 0, 0, 0))
         + chunk(b"gAMA", struct.pack(">I", 45455))
-        + chunk(b"PLTE", palette.tobytes())
+        + (b"" if grey else chunk(b"PLTE", palette.tobytes()))
         + (chunk(b"tRNS", bytes(range(2))) if transparent else b"")
         + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
         + chunk(b"IEND", b"")

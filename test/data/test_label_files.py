@@ -30,6 +30,13 @@ def test_palette_files_give_their_indices(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_grey_files_of_few_bits_give_their_numbers(tmp_path: Path, depth: int) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2**depth, (5, 13)).astype(np.uint8)
+    write_palette_png(tmp_path / "a.png", numbers, depth=depth, grey=True)
+    assert np.array_equal(read_label_file(tmp_path / "a.png"), numbers)
+
+
 @pytest.mark.parametrize(
     "pixels",
     [

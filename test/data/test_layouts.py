@@ -181,7 +181,7 @@ def test_missing_label_files(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [("camvid", 11, "0 .. 10, 255"), ("bdd100k", 19, "0 .. 18, 255"),
-     ("voc", 21, "0 .. 20, 255"), ("isic", 1, "0, 255")],
+     ("voc", 21, "0 .. 20, 255"), ("isic", 2, "0 .. 1, 255")],
 )  # fmt: skip
 def test_a_wrong_label_value(tmp_path: Path, kind: str, value: int, expected: str) -> None:
     layout = build(kind, tmp_path, "train")

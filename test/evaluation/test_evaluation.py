@@ -55,6 +55,12 @@ class TestMerging:
         ):
             Evaluation.merged([parts[0], other])
 
+    def test_parts_of_other_data_are_refused(self, parts: list[Evaluation]) -> None:
+        setting = dataclasses.replace(parts[1].setting, data="camvid, train")
+        other = dataclasses.replace(parts[1], setting=setting)
+        with pytest.raises(ConfigurationError, match=r"data is .* in one and camvid, train in"):
+            Evaluation.merged([parts[0], other])
+
     def test_what_one_part_could_not_count_comes_from_the_other(
         self, whole: Evaluation, parts: list[Evaluation]
     ) -> None:

@@ -12,11 +12,12 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import make_tiny_bundle, smooth_picture, with_sections
 from tiny_data import TinyData
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError, ImageError
+from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.pictures import Gallery
 from sparserefine_ros.evaluation.report import prepare_folder, write_report
@@ -62,6 +63,15 @@ class Page(HTMLParser):
 @pytest.fixture
 def gallery(bundle: Bundle) -> Gallery:
     return Gallery(bundle, TinyData(5), PipelineOptions(threads=1), count=3)
+
+
+def test_pictures_of_an_oracle(tmp_path: Path) -> None:
+    folder = make_tiny_bundle(tmp_path / "tiny")
+    bundle = with_sections(folder, selector={"kind": "oracle"})
+    options = PipelineOptions(threads=1)
+    evaluation = evaluate(bundle, TinyData(2), options, data="tiny")
+    report = write_report(evaluation, tmp_path / "out", Gallery(bundle, TinyData(2), options, 2))
+    assert "Selector: oracle, budget no limit" in report.read_text(encoding="utf-8")
 
 
 def test_report_is_whole_and_every_link_resolves(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels import library
 from sparserefine_ros.kernels.library import VARIABLE, Kernels, compiled_kernels
 
@@ -40,6 +41,15 @@ def test_pytorch_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_where_none_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_find", lambda _: None)
     assert compiled_kernels() is None
+
+
+def test_a_library_of_another_version_is_refused(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled_kernels.cache_clear()
+    monkeypatch.setattr(library, "_INTERFACE", library._INTERFACE + 1)
+    with pytest.raises(BackendError, match="to be built from this version of the package"):
+        compiled_kernels()
 
 
 @pytest.mark.parametrize("variant", ["_x86_64_v3", "_portable"])

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import make_tiny_bundle, with_sections
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -274,6 +275,21 @@ def test_run_time_changes_good_and_bad(
     assert peer.set_parameters_of_node(entropy_threshold=-1.0, max_refined_pixels=-1)[0].successful
     (restored,) = exchange(peer, node, picture_message(picture), "refined")
     assert restored.data == before.data
+
+
+def test_an_entropy_threshold_for_another_selector_is_refused(
+    stage: Stage, peer: Peer, tmp_path: Path, picture: np.ndarray
+) -> None:
+    folder = make_tiny_bundle(tmp_path / "tiny")
+    with_sections(folder, selector={"kind": "random", "density": 0.5})
+    peer.open_camera()
+    peer.watch("labels")
+    node = make_node(stage, bundle=str(folder))
+    (result,) = peer.set_parameters_of_node(entropy_threshold=0.3)
+    assert not result.successful
+    assert "expected -1.0 for a bundle that selects by random, got 0.3" in result.reason
+    exchange(peer, node, picture_message(picture), "labels")
+    assert node.counts.processed == 1
 
 
 def test_errors_of_the_model_reject_the_frame_only(
