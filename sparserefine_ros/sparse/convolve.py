@@ -25,7 +25,7 @@ _CHUNK_ELEMENTS: Final = 1 << 20
 
 
 def convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
-    """Sparse convolution with gradients for features and kernel; bfloat16 under CPU autocast.
+    """Sparse convolution with gradients for features and kernel; in lower precision under autocast.
 
     Args:
         features: float32 [N, I], one row for each input site of `links`.
@@ -35,8 +35,9 @@ def convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
     Returns:
         [outputs, O]; rows without any link are zero.
     """
-    if torch.is_autocast_enabled("cpu"):
-        reduced = torch.get_autocast_dtype("cpu")
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        reduced = torch.get_autocast_dtype(device)
         features, kernel = features.to(reduced), kernel.to(reduced)
     return _Convolution.apply(features, kernel, links)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -157,7 +158,7 @@ def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tenso
     result = torch.zeros_like(kernel, dtype=exact)
     padded = with_none_row(features)
     for gather in links.forward:
-        total = torch.zeros(len(gather.taps) * kernel.shape[1], kernel.shape[2], dtype=exact)
+        total = result.new_zeros(len(gather.taps) * kernel.shape[1], kernel.shape[2])
         for rows, block in gathered_chunks(padded, gather):
             total += block.t() @ grad[rows]
         result[list(gather.taps)] += total.view(len(gather.taps), *kernel.shape[1:])

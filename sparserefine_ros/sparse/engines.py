@@ -64,7 +64,7 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     Args:
         name: "compiled" (our C++ kernels), "pytorch", "spconv", or masked convolutions on the whole
             picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto" takes compiled,
-            or pytorch without it.
+            or pytorch without it and on other devices than the CPU.
         unet: trained weights.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 
@@ -72,7 +72,8 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
         BackendError: no engine of that name, or it is not installed.
     """
     if name == AUTO:
-        name = "pytorch" if compiled_kernels() is None else "compiled"
+        on_cpu = unet.head.weight.device.type == "cpu"
+        name = "compiled" if on_cpu and compiled_kernels() is not None else "pytorch"
     if name not in _ENGINES:
         raise BackendError(
             f"expected a sparse engine of {', '.join((AUTO, *_ENGINES))}, got {name!r}"

@@ -59,15 +59,16 @@ class IndexMap:
         self._batch = torch.div(line, max(1, height), rounding_mode="floor")
         self._row = line - self._batch * height
         cells = self._cells(self._batch, self._row, self._column)
-        self._rows = torch.full((batch * self._picture,), self.count, dtype=torch.int32)
-        self._rows[cells] = torch.arange(self.count, dtype=torch.int32)
+        whole = (batch * self._picture,)
+        self._rows = torch.full(whole, self.count, dtype=torch.int32, device=sites.device)
+        self._rows[cells] = torch.arange(self.count, dtype=torch.int32, device=sites.device)
 
     def _cells(self, batch: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return batch * self._picture + (row + 1) * self._pitch + column + 1
 
     def _look_up(self, cells: Tensor, steps: Sequence[tuple[int, int]]) -> Tensor:
         """int32 [M, T]: the row at each cell [M] plus each of T steps in rows and columns."""
-        offsets = torch.tensor([row * self._pitch + column for row, column in steps])
+        offsets = cells.new_tensor([row * self._pitch + column for row, column in steps])
         wanted = cells[:, None] + offsets
         return self._rows.index_select(0, wanted.view(-1)).view(-1, len(steps))
 
@@ -78,7 +79,7 @@ class IndexMap:
 
     def strided_sites(self, size: tuple[int, int]) -> Tensor:
         """See `SiteIndex`."""
-        active = torch.zeros(self._grid, dtype=torch.bool)
+        active = torch.zeros(self._grid, dtype=torch.bool, device=self._sites.device)
         active.view(-1)[self._sites] = True
         active = active[:, : 2 * size[0] + 1, : 2 * size[1] + 1]
         rows = active[:, 0:-1:2] | active[:, 1::2] | active[:, 2::2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sparse UNet for inference on the CPU, with batch norm folded.
+"""The sparse UNet for inference in PyTorch, with batch norm folded.
 
 In each residual block the second norm is folded into the first convolution and its ReLU runs on the
 chunk that is still in cache; the second convolution accumulates into the residual stream in place.
@@ -28,7 +28,8 @@ class _Workspace:
     A slot's content is valid until the slot is taken again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._slots: dict[tuple[str, int], Tensor] = {}
 
     def take(self, slot: str, rows: int, columns: int, *, depth: int = 0) -> Tensor:
@@ -36,7 +37,7 @@ class _Workspace:
         size = rows * columns
         storage = self._slots.get((slot, depth))
         if storage is None or storage.numel() < size:
-            storage = torch.empty(size + size // 4)
+            storage = torch.empty(size + size // 4, device=self._device)
             self._slots[slot, depth] = storage
         return storage[:size].view(rows, columns)
 
@@ -158,11 +159,12 @@ class _Level:
 class NativeUNet:
     """Folded copy of a trained `SparseUNet`; same results within rounding, no gradients.
 
-    Not re-entrant: calls share one set of buffers.
+    Runs on the device of the UNet's weights, where it expects features and plan. Not re-entrant:
+    calls share one set of buffers.
     """
 
     def __init__(self, unet: SparseUNet) -> None:
-        self._workspace = _Workspace()
+        self._workspace = _Workspace(unet.head.weight.device)
         unet = copy.deepcopy(unet)
         with torch.no_grad():
             self._stem = _Conv(unet.stem)

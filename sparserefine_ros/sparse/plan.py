@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sparserefine_ros.kernels.library import compiled_kernels
@@ -44,6 +45,11 @@ class Gather:
     table: Tensor
     taps: tuple[int, ...]
 
+    def to(self, device: torch.device) -> Gather:
+        """The same on another device."""
+        rows = None if self.rows is None else self.rows.to(device)
+        return Gather(rows, self.table.to(device), self.taps)
+
 
 @dataclass(frozen=True)
 class Links:
@@ -64,6 +70,14 @@ class Links:
     def reversed(self) -> Links:
         """The transposed convolution's links."""
         return Links(self.outputs, self.inputs, self.backward, self.forward)
+
+    def to(self, device: torch.device) -> Links:
+        """The same on another device."""
+        forward, backward = (
+            tuple(gather.to(device) for gather in gathers)
+            for gathers in (self.forward, self.backward)
+        )
+        return replace(self, forward=forward, backward=backward)
 
     def pairs(self) -> int:
         """Number of existing (input, output, tap) triples."""
@@ -91,12 +105,21 @@ class Level:
         """N."""
         return self.sites.numel()
 
+    def to(self, device: torch.device) -> Level:
+        """The same on another device."""
+        down = None if self.down is None else self.down.to(device)
+        return replace(self, sites=self.sites.to(device), same=self.same.to(device), down=down)
+
 
 @dataclass(frozen=True)
 class SparsePlan:
     """Every level, finest first."""
 
     levels: tuple[Level, ...]
+
+    def to(self, device: torch.device) -> SparsePlan:
+        """The same on another device."""
+        return SparsePlan(tuple(level.to(device) for level in self.levels))
 
 
 def build_plan(
@@ -134,7 +157,7 @@ def build_plan(
 
 
 def _index(sites: Tensor, grid: tuple[int, int, int]) -> SiteIndex:
-    kernels = compiled_kernels()
+    kernels = compiled_kernels() if sites.device.type == "cpu" else None
     return IndexMap(sites, grid) if kernels is None else CompiledIndexMap(kernels, sites, grid)
 
 
