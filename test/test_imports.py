@@ -13,7 +13,8 @@ import pytest
 import sparserefine_ros
 
 PACKAGE = Path(sparserefine_ros.__file__).parent
-HEAVY = ("rclpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "triton", "torchsparse", "spconv")
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "triton", "torchsparse", "spconv")
+HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard")
 ROS = ("rclpy", "sensor_msgs", "diagnostic_msgs", "lifecycle_msgs", "std_msgs", "rcl_interfaces")
 
 

@@ -36,9 +36,12 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigurationError(f"training a {options.kind} needs --bundle with the dense model")
     else:
         bundle = _train_refiner(options) if options.kind == "refiner" else _train_selector(options)
-    print(f"bundle {bundle.name} at {bundle.folder}")
-    for key, value in bundle.spec.training.items():
-        print(f"  {key}: {value}")
+    from sparserefine_ros.training.processes import is_main_process
+
+    if is_main_process():
+        print(f"bundle {bundle.name} at {bundle.folder}")
+        for key, value in bundle.spec.training.items():
+            print(f"  {key}: {value}")
 
 
 def _train_dense(options: argparse.Namespace) -> Bundle:

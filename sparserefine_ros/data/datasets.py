@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from tqdm import tqdm
-
 from sparserefine_ros.data.folder import folder
 from sparserefine_ros.data.layouts import bdd100k, camvid, cityscapes, deepglobe, isic, voc
 from sparserefine_ros.data.sample import (
@@ -31,7 +29,6 @@ from sparserefine_ros.records import IGNORED_LABEL
 __all__ = [
     "IGNORED_LABEL",
     "Colour",
-    "Preloaded",
     "Sample",
     "SegmentationDataset",
     "Split",
@@ -50,21 +47,6 @@ _IN_A_FOLDER: Final[Mapping[str, Callable[[Path, Split], SegmentationDataset]]] 
     "isic": isic,
     "voc": voc,
 }
-
-
-class Preloaded:
-    """Keeps every sample of another data set in memory."""
-
-    def __init__(self, dataset: SegmentationDataset, *, label: str = "loading") -> None:
-        self.class_names = dataset.class_names
-        self.colours = dataset.colours
-        self._samples = [dataset[i] for i in tqdm(range(len(dataset)), desc=label, unit="frame")]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
 
 
 def open_dataset(spec: str, split: Split) -> SegmentationDataset:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training crops: the data sets of a recipe, in memory, under random transforms."""
+"""Training crops: the data sets of a recipe, as far as they fit in memory, randomly transformed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
-from sparserefine_ros.data.datasets import Preloaded, Sample, Split, open_dataset
+from sparserefine_ros.data.datasets import Sample, Split, open_dataset
 from sparserefine_ros.data.transforms import Augmentation
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.training.cache import CachedItems, progress
 from sparserefine_ros.training.loop import EpochDataset
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, TrainingRecipe
 
@@ -44,27 +46,41 @@ class AugmentedCrops(EpochDataset):
     def __init__(
         self, sources: tuple[DataSource, ...], augmentation: AugmentationRecipe, *, seed: int
     ) -> None:
-        self._samples: list[Sample] = []
-        for source in sources:
-            dataset = Preloaded(open_dataset(source.data, "train"), label=source.data.split(":")[0])
-            self._samples += [dataset[i] for i in range(len(dataset))] * source.repeat
+        datasets = [open_dataset(source.data, "train") for source in sources]
+        pictures: ConcatDataset[Sample] = ConcatDataset(datasets)  # type: ignore[arg-type]
+        self._pictures = CachedItems(pictures.__getitem__, len(pictures), label="training pictures")
+        ends = pictures.cumulative_sizes
+        # Which picture each crop of an epoch is cut from.
+        self._order = np.concatenate(
+            [
+                np.tile(np.arange(end - len(dataset), end), source.repeat)
+                for source, dataset, end in zip(sources, datasets, ends, strict=True)
+            ]
+        )
         self._augment = Augmentation(**augmentation.model_dump())
         self._seed = seed
         # Loader processes share the machine with training; OpenCV must not add threads to them.
         cv2.setNumThreads(1)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._order)
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self._seed, self.epoch, index))
-        return self._augment(self._samples[index], rng)
+        return self._augment(self._pictures[int(self._order[index])], rng)
 
     def class_weights(self, classes: int, balance: float) -> Tensor:
-        """Loss weights frequency ** -balance, float32 [C]; their mean over the pixels is one."""
+        """Loss weights frequency ** -balance, float32 [C]; their mean over the pixels is one.
+
+        Unless `balance` is 0, every picture is read once.
+        """
+        if balance == 0.0:
+            return torch.ones(classes)
         counts = np.zeros(256, np.int64)
-        for sample in self._samples:
-            counts += np.bincount(sample.labels.ravel(), minlength=256)
+        repeats = np.bincount(self._order)
+        for index in progress(len(self._pictures), label="class frequencies"):
+            labels = self._pictures[index].labels
+            counts += repeats[index] * np.bincount(labels.ravel(), minlength=256)
         present = np.maximum(counts[:classes], 1)
         share = torch.from_numpy(present / present.sum())
         weights = share**-balance

@@ -24,19 +24,14 @@ from sparserefine_ros.bundle_spec import (
     DenseSpec,
     FileSpec,
 )
-from sparserefine_ros.data.datasets import (
-    IGNORED_LABEL,
-    Preloaded,
-    Sample,
-    SegmentationDataset,
-    iterate,
-    open_dataset,
-)
+from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, open_dataset
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.image import Normaliser, resize_image
 from sparserefine_ros.selection import expand_map, nearest_index
+from sparserefine_ros.training.cache import CachedItems
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
+from sparserefine_ros.training.processes import device_of, in_main_process
 from sparserefine_ros.training.recipe import DenseRecipe
 from sparserefine_ros.zoo.efficientnet import EfficientNetLite, load_imagenet_weights
 from sparserefine_ros.zoo.encoder import Encoder
@@ -57,9 +52,8 @@ class DenseTask:
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         self.input = dense_input(recipe, self.module.encoder)
         self._normaliser = Normaliser(self.input.normalisation)
-        self._validation: SegmentationDataset = Preloaded(
-            open_dataset(recipe.validate_on, "val"), label="validation"
-        )
+        validation = open_dataset(recipe.validate_on, "val")
+        self._validation = CachedItems(validation.__getitem__, len(validation), label="validation")
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
 
     def collate(self, items: list[Sample]) -> tuple[Tensor, Tensor]:
@@ -81,17 +75,20 @@ class DenseTask:
         the same value as expanding, at a fraction of the cost.
         """
         images, counts = batch
-        logits = low_res_logits(self.module, images.to(memory_format=torch.channels_last))
-        weights = counts * self._class_weights[:, None, None]
+        device = device_of(self.module)
+        images = images.to(device, memory_format=torch.channels_last)
+        logits = low_res_logits(self.module, images)
+        weights = counts.to(device) * self._class_weights.to(device)[:, None, None]
         return -(F.log_softmax(logits.float(), 1) * weights).sum() / weights.sum().clamp_min(1.0)
 
     @torch.no_grad()
     def score(self, module: nn.Module) -> float:
         """Mean IoU at full resolution of the dense result alone."""
         module.eval()
-        confusion = ConfusionMatrix(len(self._class_weights))
-        for sample in iterate(self._validation):
-            labels = low_res_logits(module, self._network_input(sample.image))[0].argmax(0)
+        confusion, device = ConfusionMatrix(len(self._class_weights)), device_of(module)
+        for sample in self._validation:
+            network_input = self._network_input(sample.image).to(device)
+            labels = low_res_logits(module, network_input)[0].argmax(0).cpu()
             full_size = (sample.labels.shape[0], sample.labels.shape[1])
             confusion.update(sample.labels, expand_map(labels, full_size).to(torch.uint8).numpy())
         return confusion.mean_iou()
@@ -172,9 +169,7 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     check_classes(recipe, tuple(entry.name for entry in classes))
     task = DenseTask(recipe)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
-    onnx = folder / "dense.onnx"
-    export_onnx(task.module, onnx)
-    file = FileSpec(path="dense.onnx")
+    onnx, file = folder / "dense.onnx", FileSpec(path="dense.onnx")
     spec = BundleSpec(
         name=recipe.name,
         licence=recipe.licence,
@@ -192,4 +187,9 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
             "dense_val_miou": round(miou, 4),
         },
     )
-    return create_bundle(folder / "bundle", spec, {"dense.onnx": onnx})
+
+    def write() -> Bundle:
+        export_onnx(task.module, onnx)
+        return create_bundle(folder / "bundle", spec, {file.path: onnx})
+
+    return in_main_process(write)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop shared by dense networks and refiners.
+"""The training loop shared by dense networks, refiners and selectors.
 
 A `Task` says what a batch, a loss and a score are; `fit` does the rest: AdamW, cosine schedule,
-averaged weights, progress bar, CSV log, best and last checkpoint, resume.
+gradient accumulation, averaged weights, progress bar, log, best and last checkpoint, resume. It
+runs in one process or in several (data parallel), on GPUs or on the CPU, see `processes`.
 """
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from sparserefine_ros.training.log import TrainingLog
+from sparserefine_ros.training.processes import in_main_process, open_accelerator
 from sparserefine_ros.training.recipe import Schedule
-
-LAST, BEST, LOG = "last.pt", "best.pt", "log.csv"
 
 
 class Task(Protocol):
@@ -30,17 +33,17 @@ class Task(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The trained network."""
+        """The trained network; `fit` moves it to the device it trains on, and back."""
 
     @property
     def crops(self) -> EpochDataset:
         """One epoch of training crops."""
 
     def collate(self, items: list[Any]) -> Any:
-        """Join the items of `crops` into a batch."""
+        """Join the items of `crops` into a batch, on the CPU."""
 
     def loss(self, batch: Any) -> Tensor:
-        """Scalar loss of a batch."""
+        """Scalar loss of a batch, with a gradient for every weight of `module`."""
 
     def score(self, module: nn.Module) -> float:
         """How good `module` is on the validation data, 0 .. 1; such as mean IoU."""
@@ -60,91 +63,143 @@ class EpochDataset(Dataset[Any]):
 
 
 def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool) -> float:
-    """Train `task.module`, leave the best weights in it and return their score.
+    """Train `task.module`, leave the best weights in it, on the CPU, and return their score.
 
     Args:
         task: what is trained.
         schedule: optimisation.
-        folder: checkpoints `last.pt`, `best.pt` and `log.csv` go here.
+        folder: checkpoints `last.pt` and `best.pt` and the log go here.
         seed: order of the crops.
         resume: go on from `last.pt` where there is one.
 
     Raises:
-        ConfigurationError: `folder` already holds a run and `resume` is false.
-        SparseRefineError: the loss became NaN or infinite, or no validation pixel is labelled.
+        ConfigurationError: `folder` already holds a run and `resume` is false, it holds the run of
+            another network, or a package that `schedule` needs is not installed.
+        SparseRefineError: the loss became NaN or infinite, no validation pixel is labelled, or a
+            file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LAST).exists() and not resume:
         raise ConfigurationError(
             f"{folder} already holds a run; pass --resume or choose another folder"
         )
-    run = _Run(task, schedule)
+    run = _Run(task, schedule, seed)
     first = run.restore(folder / LAST) if resume else 0
-    for epoch in range(first, schedule.epochs):
-        task.crops.set_epoch(epoch)
-        loss = run.train_epoch(_batches(task, schedule, seed, epoch), epoch)
-        last = epoch + 1 == schedule.epochs
-        score = math.nan
-        if last or (epoch + 1) % schedule.validate_every == 0:
-            score = task.score(run.average.module)
-            if math.isnan(score):
-                raise SparseRefineError(
-                    "expected validation data with labelled pixels, found none; "
-                    "correct validate_on or its label files"
-                )
-            if score >= run.best:
-                run.best = score
-                save_checkpoint(folder / BEST, {"module": run.average.module.state_dict()})
-        run.save(folder / LAST, epoch + 1)
-        _log(folder / LOG, epoch + 1, loss, score)
-    best = torch.load(folder / BEST, weights_only=True)
-    task.module.load_state_dict(best["module"])
+    log = TrainingLog(folder, first, tensorboard=schedule.tensorboard) if run.is_main else None
+    with run.progress_bar(first) as bar:
+        for epoch in range(first, schedule.epochs):
+            loss = run.train_epoch(epoch, bar)
+            last = epoch + 1 == schedule.epochs
+            score = math.nan
+            if last or (epoch + 1) % schedule.validate_every == 0:
+                score = run.validate(folder / BEST)
+            if log is not None:
+                # Before the checkpoint: a resumed run drops what was logged beyond it.
+                log.add(epoch + 1, loss=loss, score=score, learning_rate=run.learning_rate)
+                run.save(folder / LAST, epoch + 1)
+    if log is not None:
+        log.close()
+    run.take_best(folder / BEST)
     return run.best
+
+
+class _LossOf(nn.Module):
+    """A task's loss as a forward pass: what data parallelism wraps."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self._task = task
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._task.loss(batch)
 
 
 class _Run:
     """State of one training: optimiser, averaged weights, best score."""
 
-    def __init__(self, task: Task, schedule: Schedule) -> None:
-        self.task, self.schedule = task, schedule
-        self.steps = math.ceil(len(task.crops) / schedule.batch_size)
-        self.optimiser = torch.optim.AdamW(
-            task.module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-        )
+    def __init__(self, task: Task, schedule: Schedule, seed: int) -> None:
+        self.task, self.schedule, self._seed = task, schedule, seed
+        self._accelerator = open_accelerator()
+        self.is_main: bool = self._accelerator.is_main_process
+        self._device: torch.device = self._accelerator.device
+        task.module.to(self._device)
         self.average = AveragedModel(
             task.module,
             multi_avg_fn=get_ema_multi_avg_fn(schedule.average_decay),  # type: ignore[no-untyped-call]
             use_buffers=True,
         )
+        optimiser = torch.optim.AdamW(
+            task.module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        self._generator = torch.Generator()
+        self._loss_of, self.optimiser, self._batches = self._accelerator.prepare(
+            _LossOf(task), optimiser, _batches(task, schedule, self._generator)
+        )
+        self.steps = math.ceil(len(self._batches) / schedule.accumulate)
         self.best = -math.inf
 
-    def train_epoch(self, batches: Iterator[Any], epoch: int) -> float:
-        """Return the mean loss."""
-        module, schedule = self.task.module, self.schedule
-        module.train()
-        total, bar = (
-            0.0,
-            tqdm(batches, total=self.steps, desc=f"epoch {epoch + 1}/{schedule.epochs}"),
+    @property
+    def learning_rate(self) -> float:
+        """That of the last step."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def progress_bar(self, first: int) -> tqdm[Any]:
+        """A bar over the steps of the whole training, of which `first` epochs are done."""
+        total, done = self.schedule.epochs * self.steps, first * self.steps
+        return tqdm(total=total, initial=done, unit="step", disable=not self.is_main)
+
+    def train_epoch(self, epoch: int, bar: tqdm[Any]) -> float:
+        """Return the mean loss over the batches of all processes."""
+        self._loss_of.train()
+        self._batches.set_epoch(epoch)
+        self._generator.manual_seed(self._seed * 100_003 + epoch)
+        bar.set_description(f"epoch {epoch + 1}/{self.schedule.epochs}")
+        total, count = 0.0, 0
+        for step, group in enumerate(_groups(self._batches, self.schedule.accumulate)):
+            for parameters in self.optimiser.param_groups:
+                parameters["lr"] = learning_rate(self.schedule, epoch + step / self.steps)
+            total += self._update(group, epoch)
+            count += len(group)
+            bar.update()
+            bar.set_postfix(loss=f"{total / count:.3f}", best=f"{max(self.best, 0):.3f}")
+        mean = torch.tensor(total / count, dtype=torch.float64, device=self._device)
+        return float(self._accelerator.reduce(mean, "mean"))
+
+    def _update(self, group: list[Any], epoch: int) -> float:
+        """One step on the mean loss of some batches; return the sum of their losses."""
+        total = 0.0
+        self.optimiser.zero_grad(set_to_none=True)
+        for i, batch in enumerate(group, 1):
+            # Processes exchange their gradients once, with the last batch.
+            alone = i < len(group)
+            with self._accelerator.no_sync(self._loss_of) if alone else nullcontext():
+                with torch.autocast(
+                    self._device.type, torch.bfloat16, enabled=self.schedule.bfloat16
+                ):
+                    loss = self._loss_of(batch)
+                total += _finite(loss, epoch)
+                self._accelerator.backward(loss / len(group))
+        self._accelerator.clip_grad_norm_(
+            self.task.module.parameters(), self.schedule.gradient_clip
         )
-        for step, batch in enumerate(bar):
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(schedule, epoch + step / self.steps)
-            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
-                loss = self.task.loss(batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise SparseRefineError(
-                    f"expected a finite loss, got {value} in epoch {epoch + 1}; "
-                    f"lower learning_rate, then resume from {LAST}, which is from before"
-                )
-            self.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(module.parameters(), schedule.gradient_clip)
-            self.optimiser.step()
-            self.average.update_parameters(module)
-            total += value
-            bar.set_postfix(loss=f"{total / (step + 1):.3f}", best=f"{max(self.best, 0):.3f}")
-        return total / self.steps
+        self.optimiser.step()
+        self.average.update_parameters(self.task.module)
+        return total
+
+    def validate(self, path: Path) -> float:
+        """Score the averaged weights, and save them to `path` when they are the best so far."""
+        score = in_main_process(lambda: self.task.score(self.average.module))
+        if math.isnan(score):
+            raise SparseRefineError(
+                "expected validation data with labelled pixels, found none; "
+                "correct validate_on or its label files"
+            )
+        if score >= self.best:
+            self.best = score
+            if self.is_main:
+                save_checkpoint(path, {"module": self.average.module.state_dict()})
+        return score
 
     def save(self, path: Path, epochs_done: int) -> None:
         """Write everything a resumed run needs."""
@@ -161,12 +216,24 @@ class _Run:
         """Read what `save` wrote; return the number of finished epochs, 0 without a checkpoint."""
         if not path.exists():
             return 0
-        state = torch.load(path, weights_only=True)
-        self.task.module.load_state_dict(state["module"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        state = load_checkpoint(path)
+        try:
+            self.task.module.load_state_dict(state["module"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as err:
+            raise ConfigurationError(
+                f"{path} does not fit the recipe; resume with the recipe that wrote it, or choose "
+                f"another folder ({err})"
+            ) from err
         self.best = state["best"]
         return int(state["epochs_done"])
+
+    def take_best(self, path: Path) -> None:
+        """Put the best weights into the task's module, on the CPU."""
+        self._accelerator.wait_for_everyone()
+        self.task.module.load_state_dict(load_checkpoint(path)["module"])
+        self.task.module.to("cpu")
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
@@ -177,9 +244,8 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
     return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def _batches(task: Task, schedule: Schedule, seed: int, epoch: int) -> Iterator[Any]:
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    loader: DataLoader[Any] = DataLoader(
+def _batches(task: Task, schedule: Schedule, generator: torch.Generator) -> DataLoader[Any]:
+    return DataLoader(
         task.crops,
         batch_size=schedule.batch_size,
         shuffle=True,
@@ -187,20 +253,20 @@ def _batches(task: Task, schedule: Schedule, seed: int, epoch: int) -> Iterator[
         num_workers=schedule.workers,
         collate_fn=task.collate,
     )
-    return iter(loader)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write aside, then rename: a kill or a full disk never leaves half a checkpoint."""
-    aside = path.with_suffix(".tmp")
-    torch.save(state, aside)
-    aside.replace(path)
+def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Join up to `size` batches."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
-def _log(path: Path, epoch: int, loss: float, score: float) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        if fresh:
-            writer.writerow(["epoch", "loss", "score"])
-        writer.writerow([epoch, f"{loss:.5f}", "" if math.isnan(score) else f"{score:.5f}"])
+def _finite(loss: Tensor, epoch: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise SparseRefineError(
+            f"expected a finite loss, got {value} in epoch {epoch + 1}; "
+            f"lower learning_rate, then resume from {LAST}, which is from before"
+        )
+    return value

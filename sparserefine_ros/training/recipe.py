@@ -51,7 +51,8 @@ class Schedule(Record):
 
     Attributes:
         epochs: passes through all sources.
-        batch_size: crops per step.
+        batch_size: crops per batch, in each process.
+        accumulate: batches per step of the optimiser, in each process.
         learning_rate: peak value.
         weight_decay: AdamW's decoupled decay.
         warmup_epochs: linear rise to the peak.
@@ -59,11 +60,13 @@ class Schedule(Record):
         gradient_clip: largest gradient norm.
         average_decay: decay per step of the moving average of the weights; 0 averages nothing.
         workers: processes that prepare crops.
-        bfloat16: mixed precision where the processor has it natively.
+        bfloat16: mixed precision, worth it where the device has bfloat16 natively.
+        tensorboard: write TensorBoard scalars beside the CSV log.
     """
 
     epochs: PositiveInt
     batch_size: PositiveInt
+    accumulate: PositiveInt = 1
     learning_rate: PositiveFloat = 3e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
@@ -72,6 +75,7 @@ class Schedule(Record):
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     workers: Annotated[int, Field(ge=0)] = 1
     bfloat16: bool = False
+    tensorboard: bool = False
 
 
 class TrainingRecipe(Record):
@@ -159,6 +163,7 @@ class RefinerRecipe(TrainingRecipe):
         ensembler: fusion with the dense logits.
         teacher: bundle whose dense model, usually one trained at full resolution, is imitated too.
         teacher_share: weight of the imitation in the loss; the labels weigh the rest.
+        dice: weight of the Dice loss, which is added; 0 for none.
     """
 
     selector: SelectorSpec | None = None
@@ -168,6 +173,7 @@ class RefinerRecipe(TrainingRecipe):
     ensembler: EnsemblerKind = "gated"
     teacher: str | None = None
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    dice: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class SelectorRecipe(TrainingRecipe):

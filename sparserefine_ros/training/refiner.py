@@ -5,13 +5,17 @@ The dense model, the selection and the features are those of the pipeline; only 
 the ensembler learn. The loss is the reference's: cross entropy of the refined logits plus that of
 the fused logits, both at the selected pixels. With a teacher, part of each cross entropy is that
 against the teacher's probabilities (Hinton et al., "Distilling the Knowledge in a Neural Network",
-2015), which tell more of a pixel than its label and are there where labels are not.
+2015), which tell more of a pixel than its label and are there where labels are not. A recipe may
+add the Dice loss of both logits, see `sparserefine_ros.training.losses`.
+
+The dense model and the selection run on the CPU, what learns where its weights are.
 
 Shape legend: B crops; H, W full resolution; N selected pixels of all crops; C classes.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,7 @@ from sparserefine_ros.bundle import Bundle, create_bundle
 from sparserefine_ros.bundle_spec import BundleSpec, FileSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import describe_mistakes
-from sparserefine_ros.data.datasets import IGNORED_LABEL, Preloaded, Sample, iterate, open_dataset
+from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, open_dataset
 from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
@@ -42,8 +46,11 @@ from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.training.cache import CachedItems
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
+from sparserefine_ros.training.losses import dice_loss
+from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
@@ -76,11 +83,15 @@ class RefinerTask:
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
         self._teacher = _Teacher(recipe.teacher, bundle) if recipe.teacher else None
-        self._segmenter = open_segmenter(self.bundle, backend="auto", device="cpu", threads=0)
-        validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
-        self._validation = [
-            self._select(sample, open_selector(self.bundle)) for sample in iterate(validation)
-        ]
+        self._segmenter = open_segmenter(
+            self.bundle, backend="auto", device="cpu", threads=threads_per_process()
+        )
+        validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
+        self._validation = CachedItems(
+            lambda index: self._select(validation[index], whole),
+            len(validation),
+            label="validation",
+        )
         self._selector = open_selector(self.bundle)
         height, width = recipe.augmentation.crop
         self._selector.max_pixels = int(recipe.max_train_share * height * width)
@@ -99,7 +110,7 @@ class RefinerTask:
         return items
 
     def loss(self, batch: list[Sample]) -> Tensor:
-        """Cross entropy of refined plus fused logits at the labelled selected pixels."""
+        """Loss of the refined plus that of the fused logits at the selected pixels."""
         pixels_per_crop = batch[0].labels.size
         crops = [self._select(sample, self._selector) for sample in batch]
         sites = torch.cat(
@@ -116,12 +127,12 @@ class RefinerTask:
                 for crop, logits in zip(crops, logits_of, strict=True)
             ]
         )
-        dense_logits = torch.cat(logits_of)
-        truth = torch.cat([_labels_at(crop) for crop in crops])
-        refined_logits = self.module.extractor(features, plan)
+        teach, device = self._teacher, device_of(self.module)
+        dense_logits = torch.cat(logits_of).to(device)
+        truth = torch.cat([_labels_at(crop) for crop in crops]).to(device)
+        taught = torch.cat([teach(crop) for crop in crops], 1).to(device) if teach else None
+        refined_logits = self.module.extractor(features.to(device), plan.to(device))
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
-        teach = self._teacher
-        taught = torch.cat([teach(crop) for crop in crops], 1) if teach else None
         return sum(
             (self._loss_of(logits, truth, taught) for logits in (refined_logits, fused_logits)),
             start=refined_logits.new_zeros(()),
@@ -131,26 +142,25 @@ class RefinerTask:
         # Classes first: softmax over the few classes of a row is several times slower.
         columns = logits.float().t().contiguous()
         loss = self._cross_entropy(columns, truth)
-        if taught is None or taught.numel() == 0:
-            return loss
-        share = self._recipe.teacher_share
-        return (1.0 - share) * loss + share * F.cross_entropy(columns[None], taught[None])
+        if taught is not None and taught.numel() > 0:
+            share = self._recipe.teacher_share
+            loss = (1.0 - share) * loss + share * F.cross_entropy(columns[None], taught[None])
+        if self._recipe.dice > 0.0:
+            loss = loss + self._recipe.dice * dice_loss(columns, truth)
+        return loss
 
     def _cross_entropy(self, columns: Tensor, truth: Tensor) -> Tensor:
+        weights = self._class_weights.to(columns.device)
         loss = F.cross_entropy(
-            columns[None],
-            truth[None],
-            self._class_weights,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
+            columns[None], truth[None], weights, ignore_index=IGNORED_LABEL, reduction="sum"
         )
         valid = truth[truth != IGNORED_LABEL]
-        return loss / self._class_weights[valid].sum().clamp_min(1.0)
+        return loss / weights[valid].sum().clamp_min(1.0)
 
     def score(self, module: nn.Module) -> float:
-        """Mean IoU at full resolution through the inference stages."""
+        """Mean IoU at full resolution through the inference stages, on the CPU."""
         assert isinstance(module, Refiner)
-        refine = RefineStage(module.eval(), self.bundle)
+        refine = RefineStage(copy.deepcopy(module).eval().cpu(), self.bundle)
         confusion = ConfusionMatrix(self._classes)
         for frame in self._validation:
             fused = refine(
@@ -181,7 +191,9 @@ class _Teacher:
                 f"got {list(bundle.class_names)}; train it on the same data"
             )
         self._input = bundle.spec.dense.input
-        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+        self._segmenter = open_segmenter(
+            bundle, backend="auto", device="cpu", threads=threads_per_process()
+        )
 
     def __call__(self, crop: _Selected) -> Tensor:
         """float32 [C, N]."""
@@ -231,7 +243,6 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     check_classes(recipe, bundle.class_names)
     task = RefinerTask(recipe, bundle)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
-    save_weights(task.module, folder / WEIGHTS_FILE)
     record = {
         **bundle.spec.training,
         "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
@@ -241,4 +252,10 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     }
     spec = task.bundle.spec.model_copy(update={"training": record})
     sources = {file.path: bundle.path(file) for file in spec.files()}
-    return create_bundle(folder / "bundle", spec, {**sources, WEIGHTS_FILE: folder / WEIGHTS_FILE})
+    sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
+
+    def write() -> Bundle:
+        save_weights(task.module, folder / WEIGHTS_FILE)
+        return create_bundle(folder / "bundle", spec, sources)
+
+    return in_main_process(write)

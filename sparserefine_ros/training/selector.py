@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, create_bundle
-from sparserefine_ros.bundle_spec import FileSpec, LearnableSelectorSpec
-from sparserefine_ros.data.datasets import Preloaded, Sample, iterate, open_dataset
+from sparserefine_ros.bundle_spec import BundleSpec, FileSpec, LearnableSelectorSpec
+from sparserefine_ros.data.datasets import Sample, open_dataset
 from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.image import Normaliser, resize_image
 from sparserefine_ros.selectors import SelectorNet
+from sparserefine_ros.training.cache import CachedItems
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.dense import count_labels
 from sparserefine_ros.training.loop import fit
+from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import SelectorRecipe
 from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
@@ -61,11 +63,15 @@ class SelectorTask:
         self._input = bundle.spec.dense.input
         self._classes = len(bundle.spec.classes)
         self._normaliser = Normaliser(self._input.normalisation)
-        self._segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+        self._segmenter = open_segmenter(
+            bundle, backend="auto", device="cpu", threads=threads_per_process()
+        )
         self.module = SelectorNet(self._classes)
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
-        validation = Preloaded(open_dataset(recipe.validate_on, "val"), label="validation")
-        self._validation = [self._look_at(sample) for sample in iterate(validation)]
+        validation = open_dataset(recipe.validate_on, "val")
+        self._validation = CachedItems(
+            lambda index: self._look_at(validation[index]), len(validation), label="validation"
+        )
 
     def _look_at(self, sample: Sample) -> _Evidence:
         height, width = sample.labels.shape
@@ -85,14 +91,14 @@ class SelectorTask:
 
     def loss(self, batch: list[Sample]) -> Tensor:
         """Cross entropy with "wrong" or "right" of every labelled full-resolution pixel."""
-        crops = [self._look_at(sample) for sample in batch]
+        crops, device = [self._look_at(sample) for sample in batch], device_of(self.module)
         images, logits, entropy = (
-            torch.cat(parts)
+            torch.cat(parts).to(device)
             for parts in zip(*((c.image, c.logits, c.entropy) for c in crops), strict=True)
         )
         found = self.module(images, logits, entropy).float()
-        wrong = torch.stack([crop.wrong for crop in crops])
-        labelled = torch.stack([crop.labelled for crop in crops])
+        wrong = torch.stack([crop.wrong for crop in crops]).to(device)
+        labelled = torch.stack([crop.labelled for crop in crops]).to(device)
         share = wrong / labelled.clamp_min(1.0)
         loss = F.binary_cross_entropy_with_logits(found, share, labelled, reduction="sum")
         return loss / labelled.sum().clamp_min(1.0)
@@ -105,13 +111,13 @@ class SelectorTask:
     def calibrate(self, module: nn.Module) -> tuple[float, float]:
         """Threshold on the probability that gives the wanted density, and the recall there."""
         module.eval()
-        probabilities = np.concatenate(
-            [
-                module(e.image, e.logits, e.entropy).sigmoid().numpy().ravel()
-                for e in self._validation
-            ]
-        )
-        wrong = np.concatenate([e.wrong.numpy().ravel() for e in self._validation])
+        device = device_of(module)
+        found_of, wrong_of = [], []
+        for e in self._validation:
+            logits = module(e.image.to(device), e.logits.to(device), e.entropy.to(device))
+            found_of.append(logits.sigmoid().cpu().numpy().ravel())
+            wrong_of.append(e.wrong.numpy().ravel())
+        probabilities, wrong = np.concatenate(found_of), np.concatenate(wrong_of)
         threshold = float(np.quantile(probabilities, 1.0 - self._density))
         found = wrong[probabilities > threshold].sum()
         return threshold, float(found / wrong.sum()) if wrong.sum() else 1.0
@@ -129,8 +135,19 @@ def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resu
     check_classes(recipe, bundle.class_names)
     task = SelectorTask(recipe, bundle)
     fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+
+    def write() -> Bundle:
+        save_weights(task.module, folder / WEIGHTS_FILE)
+        spec = _trained_spec(task, recipe, bundle)
+        sources = {file.path: bundle.path(file) for file in spec.files()}
+        sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
+        return create_bundle(folder / "bundle", spec, sources)
+
+    return in_main_process(write)
+
+
+def _trained_spec(task: SelectorTask, recipe: SelectorRecipe, bundle: Bundle) -> BundleSpec:
     threshold, recall = task.calibrate(task.module)
-    save_weights(task.module, folder / WEIGHTS_FILE)
     selector = LearnableSelectorSpec(
         kind="learnable",
         file=FileSpec(path=WEIGHTS_FILE),
@@ -145,6 +162,4 @@ def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resu
         "selector_val_recall": round(recall, 4),
     }
     update = {"name": recipe.name, "selector": selector, "training": record}
-    spec = bundle.spec.model_copy(update=update)
-    sources = {file.path: bundle.path(file) for file in spec.files()}
-    return create_bundle(folder / "bundle", spec, {**sources, WEIGHTS_FILE: folder / WEIGHTS_FILE})
+    return bundle.spec.model_copy(update=update)

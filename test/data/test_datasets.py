@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import (
-    Preloaded,
-    Sample,
     Street,
     checked_sample,
     iterate,
@@ -83,30 +81,6 @@ class TestStreet:
             for sample in iterate(Street("val", seed=start, count=2, size=size))
         }
         assert names.isdisjoint(sample.name for sample in iterate(train))
-
-
-class TestPreloaded:
-    def test_keeps_what_the_data_set_gave(self) -> None:
-        reads: list[int] = []
-
-        class Counted:
-            class_names = ("a", "b")
-            colours = ((0, 0, 0), (9, 9, 9))
-
-            def __len__(self) -> int:
-                return 3
-
-            def __getitem__(self, index: int) -> Sample:
-                reads.append(index)
-                value = np.full((2, 2), index, np.uint8)
-                return Sample(str(index), np.zeros((2, 2, 3), np.uint8), value)
-
-        preloaded = Preloaded(Counted())
-        assert preloaded.class_names == ("a", "b")
-        assert preloaded.colours == ((0, 0, 0), (9, 9, 9))
-        assert [preloaded[i].name for i in (2, 0, 2)] == ["2", "0", "2"]
-        assert len(preloaded) == 3
-        assert reads == [0, 1, 2]
 
 
 class TestOpen:

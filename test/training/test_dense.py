@@ -16,6 +16,7 @@ from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
+from sparserefine_ros.training import cache
 from sparserefine_ros.training.crops import AugmentedCrops
 from sparserefine_ros.training.dense import DenseTask, count_labels, train_dense
 from sparserefine_ros.training.recipe import (
@@ -97,6 +98,29 @@ class TestCrops:
         assert first == crop(1, 2, 0)
         # Item 3 is the same picture as item 0, by `repeat`, in another crop.
         assert len({first, crop(1, 3, 0), crop(2, 2, 0), crop(1, 2, 1), crop(1, 2, 3)}) == 5
+
+    def test_the_order_of_sources_and_repeats(self) -> None:
+        sources = (
+            DataSource(data="street:3:2:64x48", repeat=2),
+            DataSource(data="street:9:3:64x48"),
+        )
+        crops = AugmentedCrops(sources, make_recipe().augmentation, seed=1)
+        numbers = [3, 4, 3, 4, 9, 10, 11]
+        assert [crops[i].name for i in range(len(crops))] == [f"street_{i}" for i in numbers]
+
+    @pytest.mark.parametrize("pictures_in_memory", [0, 2])
+    def test_memory_changes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, pictures_in_memory: int
+    ) -> None:
+        recipe = make_recipe()
+        whole = AugmentedCrops(recipe.train, recipe.augmentation, seed=1)
+        monkeypatch.setattr(cache, "MEMORY_LIMIT_BYTES", pictures_in_memory * 64 * 48 * 4)
+        part = AugmentedCrops(recipe.train, recipe.augmentation, seed=1)
+        assert [part[i].image.tobytes() for i in range(6)] == [
+            whole[i].image.tobytes() for i in range(6)
+        ]
+        classes = len(CLASS_NAMES)
+        assert torch.equal(part.class_weights(classes, 0.5), whole.class_weights(classes, 0.5))
 
 
 class TestLoss:

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
-from sparserefine_ros.training.loop import (
-    BEST,
-    LAST,
-    LOG,
-    EpochDataset,
-    fit,
-    learning_rate,
-    save_checkpoint,
-)
+from sparserefine_ros.training.checkpoint import BEST, LAST, save_checkpoint
+from sparserefine_ros.training.log import LOG
+from sparserefine_ros.training.loop import EpochDataset, fit, learning_rate
 from sparserefine_ros.training.recipe import Schedule
 
 SCHEDULE = Schedule(
@@ -83,6 +79,13 @@ class ToyTask:
         with torch.no_grad():
             hits = module(points).argmax(1) == (points[:, 0] > points[:, 1]).long()
         return next(self._scores, hits.float().mean().item())
+
+
+def plain_task() -> ToyTask:
+    """Without batch norm, whose statistics depend on how batches are cut."""
+    task = ToyTask()
+    task.module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    return task
 
 
 def copy_of(weights: Weights) -> Weights:
@@ -174,19 +177,106 @@ class TestResume:
         assert fit(task, SCHEDULE, tmp_path / "new", seed=3, resume=True) == uninterrupted[1]
         assert same(copy_of(task.module.state_dict()), uninterrupted[2])
 
+    def test_the_run_of_another_network(self, tmp_path: Path) -> None:
+        schedule = SCHEDULE.model_copy(update={"epochs": 1})
+        fit(ToyTask(), schedule, tmp_path, seed=3, resume=False)
+        task = ToyTask()
+        task.module = nn.Sequential(nn.Linear(4, 2))
+        with pytest.raises(ConfigurationError, match=r"last\.pt does not fit the recipe; resume"):
+            fit(task, schedule, tmp_path, seed=3, resume=True)
+
+    def test_what_a_checkpoint_holds(self, uninterrupted: tuple[Path, float, Weights]) -> None:
+        """Checkpoints of earlier versions hold the same and can be resumed."""
+        state = load(uninterrupted[0] / LAST)
+        assert state.keys() == {"module", "average", "optimiser", "best", "epochs_done"}
+        plain = ToyTask(seed=99)
+        optimiser = torch.optim.AdamW(plain.module.parameters())
+        optimiser.load_state_dict(state["optimiser"])
+        plain.module.load_state_dict(state["module"])
+        assert same(copy_of(plain.module.state_dict()), state["module"])
+        assert state["average"].keys() == {
+            "n_averaged",
+            *(f"module.{key}" for key in state["module"]),
+        }
+
+
+class TestFullDisk:
+    def test_stops_with_the_file_s_name_and_resumes(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        # Seventh step: the first of the third epoch. Writing to /dev/full finds no space left.
+        def fill(step: int) -> float:
+            if step == 7:
+                (tmp_path / "last.tmp").symlink_to("/dev/full")
+            return 1.0
+
+        with pytest.raises(SparseRefineError) as caught:
+            fit(ToyTask(loss_hook=fill), SCHEDULE, tmp_path, seed=3, resume=False)
+        assert str(caught.value) == (
+            f"cannot write {tmp_path / LAST}: No space left on device; "
+            "make room or grant access, then try again"
+        )
+        assert load(tmp_path / LAST)["epochs_done"] == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, LAST, LOG]
+        task = ToyTask(seed=99)
+        assert fit(task, SCHEDULE, tmp_path, seed=3, resume=True) == uninterrupted[1]
+        assert same(copy_of(task.module.state_dict()), uninterrupted[2])
+        assert rows(tmp_path) == rows(uninterrupted[0])
+
     def test_a_checkpoint_is_written_whole_or_not_at_all(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         save_checkpoint(tmp_path / LAST, {"epochs_done": 1})
+        plain = Path.write_bytes
 
-        def full_disk(state: object, path: Path) -> None:
-            path.write_bytes(b"half")
-            raise OSError("no space left on device")
+        def half(self: Path, content: memoryview) -> int:
+            plain(self, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(torch, "save", full_disk)
-        with pytest.raises(OSError, match="no space"):
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(
+            SparseRefineError, match=r"last\.pt: No space left on device; make room"
+        ):
             save_checkpoint(tmp_path / LAST, {"epochs_done": 2})
         assert load(tmp_path / LAST) == {"epochs_done": 1}
+        assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+    def test_a_damaged_checkpoint(self, tmp_path: Path) -> None:
+        schedule = SCHEDULE.model_copy(update={"epochs": 1})
+        fit(ToyTask(), schedule, tmp_path, seed=3, resume=False)
+        content = (tmp_path / LAST).read_bytes()
+        for damaged in (b"", b"junk", content[: len(content) // 2]):
+            (tmp_path / LAST).write_bytes(damaged)
+            with pytest.raises(SparseRefineError, match=r"cannot read .*last\.pt as a checkpoint"):
+                fit(ToyTask(), schedule, tmp_path, seed=3, resume=True)
+
+
+class TestAccumulation:
+    # Ten batches of one: groups of five and five, or of three, three, three and one.
+    @pytest.mark.parametrize("accumulate", [5, 3])
+    def test_steps_on_the_mean_of_its_batches(self, tmp_path: Path, accumulate: int) -> None:
+        schedule = SCHEDULE.model_copy(update={"epochs": 2, "warmup_epochs": 0.0})
+        large, small = (plain_task() for _ in range(2))
+        whole = schedule.model_copy(update={"batch_size": accumulate})
+        fit(large, whole, tmp_path / "large", seed=3, resume=False)
+        parts = schedule.model_copy(update={"batch_size": 1, "accumulate": accumulate})
+        fit(small, parts, tmp_path / "small", seed=3, resume=False)
+        assert [len(batch) for batch in small.seen] == [1] * 20
+        joined = [point for batch in large.seen for point in batch]
+        assert [batch[0] for batch in small.seen] == joined
+        # The same sums in another order, twice divided.
+        for a, b in zip(large.module.parameters(), small.module.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        losses = [[float(row[1]) for row in rows(tmp_path / run)[1:]] for run in ("large", "small")]
+        if accumulate == 5:
+            assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+    def test_it_matters(self, tmp_path: Path) -> None:
+        first, second = plain_task(), plain_task()
+        for task, accumulate in ((first, 1), (second, 2)):
+            schedule = SCHEDULE.model_copy(update={"epochs": 1, "accumulate": accumulate})
+            fit(task, schedule, tmp_path / str(accumulate), seed=3, resume=False)
+        assert not torch.allclose(*(next(t.module.parameters()) for t in (first, second)))
 
 
 class TestBadLoss:
@@ -233,6 +323,23 @@ class TestBest:
         assert [line[2] for line in lines] == ["", "0.25000", "", "0.50000", "0.12500"]
         losses = [float(line[1]) for line in lines]
         assert losses[-1] < losses[0]
+
+    def test_tensorboard_on_demand(self, tmp_path: Path) -> None:
+        for asked in (False, True):
+            schedule = SCHEDULE.model_copy(update={"epochs": 1, "tensorboard": asked})
+            fit(ToyTask(), schedule, tmp_path / str(asked), seed=3, resume=False)
+            assert (tmp_path / str(asked) / "tensorboard").exists() == asked
+
+    def test_the_bar_covers_the_whole_training(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            fit(ToyTask(loss_hook=stop_at(8)), SCHEDULE, tmp_path, seed=3, resume=False)
+        capsys.readouterr()
+        fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True)
+        shown = capsys.readouterr().err
+        assert "6/15" in shown
+        assert "epoch 5/5: 100%" in shown
 
 
 class TestEpoch:

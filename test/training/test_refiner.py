@@ -28,7 +28,9 @@ from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
 from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
 from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.training import cache
 from sparserefine_ros.training import refiner as module_under_test
+from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, RefinerRecipe, Schedule
 from sparserefine_ros.training.refiner import RefinerTask, train_refiner
 
@@ -169,6 +171,38 @@ class TestLoss:
         expected = naive_loss(task, items, weights, teacher_share=0.3)
         assert task.loss(items).item() == pytest.approx(expected, rel=1e-4)
 
+    def test_the_dice_loss_is_added(self, camvid: str, third_party: Bundle) -> None:
+        plain, with_dice = (
+            RefinerTask(make_recipe(camvid, ensembler="direct", dice=dice), third_party)
+            for dice in (0.0, 0.7)
+        )
+        items = [plain.crops[i] for i in range(2)]
+        items[1].labels[:20] = 255
+        seen: list[float] = []
+
+        def remember(logits: Tensor, labels: Tensor) -> Tensor:
+            seen.append(dice_loss(logits, labels).item())
+            return dice_loss(logits, labels)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module_under_test, "dice_loss", remember)
+            expected = plain.loss(items).item()
+            assert seen == []
+            loss = with_dice.loss(items)
+        # Refined and fused logits are the same behind the direct ensembler.
+        assert len(seen) == 2
+        assert 0.1 < seen[0] == seen[1] < 1.0
+        assert loss.item() == pytest.approx(expected + 0.7 * sum(seen), rel=1e-5)
+        loss.backward()
+
+    def test_validation_beyond_memory_scores_the_same(
+        self, camvid: str, third_party: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = RefinerTask(make_recipe(camvid), third_party)
+        monkeypatch.setattr(cache, "MEMORY_LIMIT_BYTES", 0)
+        part = RefinerTask(make_recipe(camvid), third_party)
+        assert part.score(part.module) == whole.score(whole.module)
+
     def test_a_teacher_of_other_classes_is_refused(
         self, camvid: str, third_party: Bundle, tmp_path: Path
     ) -> None:
@@ -196,6 +230,8 @@ class TestLoss:
         loss = task.loss([task.crops[0], task.crops[1]])
         assert loss.item() == 0.0
         loss.backward()
+        # Data parallelism waits for the gradient of every weight.
+        assert all(parameter.grad is not None for parameter in task.module.parameters())
         assert 0.0 <= task.score(task.module) <= 1.0
 
     def test_the_pixel_budget_of_a_crop(

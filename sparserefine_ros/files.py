@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparserefine_ros.errors import SparseRefineError
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write aside, then rename: a kill or a full disk leaves the earlier file whole.
+
+    Raises:
+        SparseRefineError: the file cannot be written.
+    """
+    aside = path.with_suffix(".tmp")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as err:
+        raise SparseRefineError(
+            f"cannot write {path}: {err.strerror}; make room or grant access, then try again"
+        ) from err
+    finally:
+        aside.unlink(missing_ok=True)
