@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
+import sparserefine_ros
 from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, seal_bundle
 from sparserefine_ros.bundle_spec import (
     BundleSpec,
@@ -170,6 +172,14 @@ def smooth_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         0, 8, (height, width, 3)
     )
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def package_environment() -> dict[str, str]:
+    """Environment of a process that imports the package under test and the modules beside this."""
+    paths = (Path(sparserefine_ros.__file__).parents[1], Path(__file__).parent)
+    path = os.pathsep.join(map(str, paths))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

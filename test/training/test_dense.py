@@ -70,19 +70,20 @@ class TestCountLabels:
 class TestClassWeights:
     @pytest.mark.parametrize("balance", [0.0, 0.2, 1.0])
     def test_frequency_to_a_power_with_mean_one(self, balance: float) -> None:
-        recipe = make_recipe()
-        crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=1)
+        sources = (DataSource(data=DATA, repeat=2), DataSource(data="street:9:2:60x50"))
+        crops = AugmentedCrops(sources, make_recipe().augmentation, seed=1)
         weights = crops.class_weights(len(CLASS_NAMES), balance)
-        labels = np.concatenate(
-            [sample.labels.ravel() for sample in iterate(open_dataset(DATA, "train"))]
-        )
-        counts = np.array([(labels == label).sum() for label in range(len(CLASS_NAMES))])
-        # Twice over, by `repeat`; a class that never occurs counts as one pixel.
-        shares = np.maximum(2 * counts, 1) / np.maximum(2 * counts, 1).sum()
+        counts = np.zeros(len(CLASS_NAMES), int)
+        for source in sources:
+            for sample in iterate(open_dataset(source.data, "train")):
+                for label in range(len(CLASS_NAMES)):
+                    counts[label] += source.repeat * int((sample.labels == label).sum())
+        # A class that never occurs counts as one pixel.
+        shares = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
         expected = shares**-balance / (shares ** (1 - balance)).sum()
         np.testing.assert_allclose(weights, expected, rtol=1e-5)
         assert weights.dtype == torch.float32
-        assert len(crops) == 6
+        assert len(crops) == 8
 
 
 class TestCrops:

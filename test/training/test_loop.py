@@ -6,90 +6,22 @@ import errno
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from toy_task import SCHEDULE, ToyTask, Weights, copy_of
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.training.checkpoint import BEST, LAST, save_checkpoint
 from sparserefine_ros.training.log import LOG
-from sparserefine_ros.training.loop import EpochDataset, fit, learning_rate
+from sparserefine_ros.training.loop import fit, learning_rate
 from sparserefine_ros.training.recipe import Schedule
 
-SCHEDULE = Schedule(
-    epochs=5,
-    batch_size=4,
-    learning_rate=0.05,
-    validate_every=2,
-    average_decay=0.7,
-    warmup_epochs=1.0,
-    workers=0,
-)
 ITEMS = 10
-Weights = dict[str, Tensor]
-
-
-class ToyCrops(EpochDataset):
-    """Points whose features depend on epoch and index only, labelled by the larger of two."""
-
-    def __len__(self) -> int:
-        return ITEMS
-
-    def __getitem__(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.epoch * 1000 + index)
-        return torch.randn(4, generator=generator)
-
-
-class ToyTask:
-    """A two-layer network; `loss_hook(step)` may interfere, `scores` replaces the accuracy."""
-
-    def __init__(
-        self,
-        *,
-        seed: int = 1,
-        loss_hook: Callable[[int], float] = lambda step: 1.0,
-        scores: Sequence[float] = (),
-    ) -> None:
-        torch.manual_seed(seed)
-        self.module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
-        self.crops = ToyCrops()
-        self.seen: list[list[list[float]]] = []
-        self.scored: list[Weights] = []
-        self._hook = loss_hook
-        self._scores = iter(scores)
-
-    def collate(self, items: list[Tensor]) -> Tensor:
-        return torch.stack(items)
-
-    def loss(self, batch: Tensor) -> Tensor:
-        self.seen.append(batch.tolist())
-        factor = self._hook(len(self.seen))
-        labels = (batch[:, 0] > batch[:, 1]).long()
-        return F.cross_entropy(self.module(batch), labels) * factor
-
-    def score(self, module: nn.Module) -> float:
-        module.eval()
-        self.scored.append(copy_of(module.state_dict()))
-        points = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
-        with torch.no_grad():
-            hits = module(points).argmax(1) == (points[:, 0] > points[:, 1]).long()
-        return next(self._scores, hits.float().mean().item())
-
-
-def plain_task() -> ToyTask:
-    """Without batch norm, whose statistics depend on how batches are cut."""
-    task = ToyTask()
-    task.module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
-    return task
-
-
-def copy_of(weights: Weights) -> Weights:
-    return {key: value.clone() for key, value in weights.items()}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -256,7 +188,7 @@ class TestAccumulation:
     @pytest.mark.parametrize("accumulate", [5, 3])
     def test_steps_on_the_mean_of_its_batches(self, tmp_path: Path, accumulate: int) -> None:
         schedule = SCHEDULE.model_copy(update={"epochs": 2, "warmup_epochs": 0.0})
-        large, small = (plain_task() for _ in range(2))
+        large, small = (ToyTask(batch_norm=False) for _ in range(2))
         whole = schedule.model_copy(update={"batch_size": accumulate})
         fit(large, whole, tmp_path / "large", seed=3, resume=False)
         parts = schedule.model_copy(update={"batch_size": 1, "accumulate": accumulate})
@@ -272,7 +204,7 @@ class TestAccumulation:
             assert losses[0] == pytest.approx(losses[1], abs=2e-5)
 
     def test_it_matters(self, tmp_path: Path) -> None:
-        first, second = plain_task(), plain_task()
+        first, second = ToyTask(batch_norm=False), ToyTask(batch_norm=False)
         for task, accumulate in ((first, 1), (second, 2)):
             schedule = SCHEDULE.model_copy(update={"epochs": 1, "accumulate": accumulate})
             fit(task, schedule, tmp_path / str(accumulate), seed=3, resume=False)
