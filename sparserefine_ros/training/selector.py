@@ -9,6 +9,7 @@ Shape legend: B crops; h, w low resolution; C classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +110,10 @@ class SelectorTask:
 
     @torch.no_grad()
     def calibrate(self, module: nn.Module) -> tuple[float, float]:
-        """Threshold on the probability that gives the wanted density, and the recall there."""
+        """Threshold on the probability that gives the wanted density, and the recall there.
+
+        The recall is 1 when nothing is wrong, NaN when nothing is labelled.
+        """
         module.eval()
         device = device_of(module)
         found_of, wrong_of = [], []
@@ -120,7 +124,10 @@ class SelectorTask:
         probabilities, wrong = np.concatenate(found_of), np.concatenate(wrong_of)
         threshold = float(np.quantile(probabilities, 1.0 - self._density))
         found = wrong[probabilities > threshold].sum()
-        return threshold, float(found / wrong.sum()) if wrong.sum() else 1.0
+        if wrong.sum() == 0.0:
+            labelled = any(bool(e.labelled.any()) for e in self._validation)
+            return threshold, 1.0 if labelled else math.nan
+        return threshold, float(found / wrong.sum())
 
 
 def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resume: bool) -> Bundle:

@@ -21,10 +21,11 @@ from sparserefine_ros.bundle_spec import (
 from sparserefine_ros.data.datasets import iterate, open_dataset
 from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.dense.segmenter import open_segmenter
-from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.selectors import open_selector
+from sparserefine_ros.training import selector as module_under_test
 from sparserefine_ros.training.recipe import (
     AugmentationRecipe,
     DataSource,
@@ -126,3 +127,16 @@ def test_leaves_a_bundle_that_finds_more_than_chance(dense: Bundle, tmp_path: Pa
 def test_other_classes(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="model's classes"):
         train_selector(make_recipe(), Bundle.open(tiny_bundle), tmp_path / "run", resume=False)
+
+
+def test_without_any_label_to_validate_on(
+    dense: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = module_under_test.count_labels
+
+    def unlabelled(labels: np.ndarray, *rest: object) -> np.ndarray:
+        return plain(np.full_like(labels, 255), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module_under_test, "count_labels", unlabelled)
+    with pytest.raises(SparseRefineError, match="expected validation data with labelled pixels"):
+        train_selector(make_recipe(), dense, tmp_path / "run", resume=False)
