@@ -98,7 +98,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"sparserefine = {NAME}.cli:main",
-            f"segment = {NAME}.ros.node:main",
+            f"segment = {NAME}.ros.segment:main",
             f"camera = {NAME}.ros.camera:main",
         ],
     },

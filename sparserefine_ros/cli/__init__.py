@@ -16,6 +16,7 @@ from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
 from sparserefine_ros.cli.train import add_ablate, add_train
 from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.openmp import spin_briefly
 
 _COMMANDS = (add_run, add_demo, add_train, add_ablate, add_evaluate, add_bench, add_bundle)
 
@@ -23,6 +24,7 @@ _COMMANDS = (add_run, add_demo, add_train, add_ablate, add_evaluate, add_bench, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 1 failed, 2 wrong usage."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    spin_briefly()
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)

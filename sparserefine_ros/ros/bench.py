@@ -57,7 +57,7 @@ def bench_node(
     rclpy.init()
     try:
         with start_node(
-            "sparserefine_ros.ros.node",
+            "sparserefine_ros.ros.segment",
             parameters=_node_parameters(bundle, options),
             remaps={"image": "/bench/image"},
         ) as process:

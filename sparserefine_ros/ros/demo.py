@@ -92,7 +92,7 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
         "wait_for_subscribers": 2,
     }
     with start_node(
-        "sparserefine_ros.ros.node",
+        "sparserefine_ros.ros.segment",
         parameters={"bundle": str(bundle.folder.resolve())},
         remaps=remaps,
     ) as segment:

@@ -292,7 +292,3 @@ def main(args: list[str] | None = None) -> None:
         cleanup.callback(node.close)
         while not stop.is_set():
             executor.spin_once(timeout_sec=0.2)
-
-
-if __name__ == "__main__":
-    main()

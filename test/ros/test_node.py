@@ -348,7 +348,7 @@ def test_diagnostics_over_dds(stage: Stage, peer: Peer, picture: np.ndarray) -> 
 def test_the_program_ends_cleanly_on_a_signal(
     number: signal.Signals, peer: Peer, tiny_bundle: Path
 ) -> None:
-    command = [sys.executable, "-m", "sparserefine_ros.ros.node"]
+    command = [sys.executable, "-m", "sparserefine_ros.ros.segment"]
     command += ["--ros-args", "-r", "__ns:=/robot", "-p", f"bundle:={tiny_bundle}"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(
