@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from sparserefine_ros.errors import SparseRefineError
@@ -16,6 +17,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """
     aside = path.with_suffix(".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as err:
@@ -23,4 +25,10 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             f"cannot write {path}: {err.strerror}; make room or grant access, then try again"
         ) from err
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """`write_whole` of UTF-8 text."""
+    write_whole(path, text.encode())

@@ -24,8 +24,9 @@ from sparserefine_ros.data.datasets import open_dataset
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
-from sparserefine_ros.evaluation.storage import read_json, write_aside, write_json
+from sparserefine_ros.evaluation.storage import read_json, write_json
 from sparserefine_ros.evaluation.subset import Subset
+from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.training.recipe import SelectorRecipe
@@ -85,9 +86,9 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
     for number, run in enumerate(ablation.runs.values(), 1):
         print(f"run {number}/{len(ablation.runs)}: {run.name}")
         found[run.name] = _result_of(run, ablation, folder / run.name, full)
-        write_aside(folder / "tables.md", to_markdown(ablation.tables, found))
+        write_text_whole(folder / "tables.md", to_markdown(ablation.tables, found))
         values = json.dumps(to_values(ablation.tables, found), indent=2)
-        write_aside(folder / "tables.json", values + "\n")
+        write_text_whole(folder / "tables.json", values + "\n")
     return to_markdown(ablation.tables, found)
 
 

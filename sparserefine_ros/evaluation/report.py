@@ -11,7 +11,8 @@ from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.page import build_page
 from sparserefine_ros.evaluation.pictures import Gallery, draw_frames
-from sparserefine_ros.evaluation.storage import write_aside, write_csv, write_json
+from sparserefine_ros.evaluation.storage import write_csv, write_json
+from sparserefine_ros.files import write_text_whole
 
 PAGE: Final = "report.html"
 PICTURES: Final = "pictures"
@@ -62,7 +63,7 @@ def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) 
             drawn = draw_frames(gallery, worst, new / PICTURES)
         write_json(evaluation, new / SCORES)
         write_csv(evaluation, new / TABLE)
-        write_aside(new / PAGE, build_page(evaluation, drawn, pictures=PICTURES))
+        write_text_whole(new / PAGE, build_page(evaluation, drawn, pictures=PICTURES))
         try:
             _put_in_place(new, folder, Path(scratch) / "old")
         except OSError as err:

@@ -26,6 +26,7 @@ from sparserefine_ros.evaluation.scores import (
     Variant,
     VariantCounts,
 )
+from sparserefine_ros.files import write_text_whole
 
 _RAW: Final = "raw"
 _ALL: Final = "(all)"
@@ -61,10 +62,10 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
     """Write scores and counts; `path` is replaced only once the file is whole.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        SparseRefineError: the file cannot be written.
     """
     content = {**scores_to_json(evaluation), _RAW: _to_raw(evaluation).model_dump(mode="json")}
-    write_aside(path, json.dumps(content, allow_nan=False) + "\n")
+    write_text_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 def scores_to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
     Shares 0 .. 1; empty where nothing could be scored. `path` is replaced once the file is whole.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        SparseRefineError: the file cannot be written.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -227,25 +228,8 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
         cells = [*map(_cell, shares), objects, _cell(totals.small_object_recall)]
         cells += [_cell(totals.calibration_error), f"{totals.latency_ms:.3f}"]
         rows.writerow([variant.value, _ALL, *cells, totals.macs, totals.parameters])
-    write_aside(path, text.getvalue())
+    write_text_whole(path, text.getvalue())
 
 
 def _cell(share: float) -> str:
     return "" if math.isnan(share) else f"{share:.6f}"
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file beside its place, then put it there.
-
-    Raises:
-        ConfigurationError: the file cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as err:
-        raise ConfigurationError(
-            f"cannot write {path}: {err.strerror}; choose another place"
-        ) from err

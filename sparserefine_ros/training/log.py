@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.files import write_whole
+from sparserefine_ros.files import write_text_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +52,7 @@ class TrainingLog:
         self._rows.append([str(epoch), f"{loss:.5f}", f"{score:.5f}" if measured else ""])
         text = StringIO(newline="")
         csv.writer(text).writerows(self._rows)
-        write_whole(self._path, text.getvalue().encode())
+        write_text_whole(self._path, text.getvalue())
         if self._board is None:
             return
         scalars = {"loss": loss, "learning_rate": learning_rate}

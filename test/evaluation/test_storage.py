@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.scores import Variant
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json, write_csv, write_json
@@ -118,5 +118,5 @@ class TestMistakes:
 
     def test_place_that_cannot_be_written(self, whole: Evaluation, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigurationError, match=r"cannot write .*; choose another place"):
+        with pytest.raises(SparseRefineError, match=r"cannot write .*; make room or grant access"):
             write_json(whole, tmp_path / "file" / "scores.json")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ CLASSES = [{"name": name, "colour": [9 * i, 0, 0]} for i, name in enumerate("abc
 EPOCHS = 12
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes that are started: sums of other threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set, an ONNX model with a hand-written bundle.yaml, and a recipe."""
-    home = tmp_path_factory.mktemp("workplace")
+    home = tmp_path_factory.mktemp("home")
     write_data(home / "data")
     bundle = home / "model"
     bundle.mkdir()
@@ -96,10 +106,10 @@ def arguments(home: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(workplace: Path) -> Path:
+def uninterrupted(home: Path) -> Path:
     """Folder of a whole run."""
-    assert main(arguments(workplace, workplace / "whole")) == 0
-    return workplace / "whole"
+    assert main(arguments(home, home / "whole")) == 0
+    return home / "whole"
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:
@@ -124,10 +134,10 @@ def test_one_command_leaves_a_bundle_that_runs(uninterrupted: Path) -> None:
 
 
 def test_killed_in_the_middle_then_resumed(
-    workplace: Path, uninterrupted: Path, package_environment: dict[str, str], tmp_path: Path
+    home: Path, uninterrupted: Path, package_environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "sparserefine_ros.cli", *arguments(workplace, out)]
+    command = [sys.executable, "-m", "sparserefine_ros.cli", *arguments(home, out)]
     with subprocess.Popen(
         command, env=package_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -141,7 +151,7 @@ def test_killed_in_the_middle_then_resumed(
     assert 3 <= load(out, "last.pt")["epochs_done"] < EPOCHS
     assert not (out / "bundle").exists()
 
-    assert main(arguments(workplace, out, "--resume")) == 0
+    assert main(arguments(home, out, "--resume")) == 0
     # Bit for bit: the same record, log and weights.
     assert Bundle.open(out / "bundle").digest == Bundle.open(uninterrupted / "bundle").digest
     assert (out / "log.csv").read_text() == (uninterrupted / "log.csv").read_text()
@@ -155,11 +165,11 @@ def test_killed_in_the_middle_then_resumed(
 
 
 def test_two_processes_leave_one_bundle(
-    workplace: Path, package_environment: dict[str, str], tmp_path: Path
+    home: Path, package_environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "two"
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = [sys.executable, *launch, "-m", "sparserefine_ros.cli", *arguments(workplace, out)]
+    command = [sys.executable, *launch, "-m", "sparserefine_ros.cli", *arguments(home, out)]
     done = subprocess.run(
         command, env=package_environment, capture_output=True, text=True, check=False, timeout=120
     )
