@@ -28,6 +28,7 @@ def kernels() -> list[Extension]:
     if platform.machine() in ("x86_64", "AMD64"):
         variants["_x86_64_v3"] = ["-march=x86-64-v3"]
         variants["_x86_64_v4"] = ["-march=x86-64-v4"]
+        variants["_x86_64_v4_bf16"] = ["-march=x86-64-v4", "-mavx512bf16"]
     return [
         Extension(
             f"{NAME}.kernels.{name}",

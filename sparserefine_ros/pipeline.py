@@ -35,6 +35,8 @@ class PipelineOptions:
 
     Attributes:
         backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
+        sparse_backend: engine of the sparse UNet, see `sparserefine_ros.sparse.engines`; "auto"
+            takes the fastest that suits this processor.
         device: "cpu".
         threads: threads of each engine; 0 for one per available core.
         entropy_threshold: nats; None for the bundle's.
@@ -42,6 +44,7 @@ class PipelineOptions:
     """
 
     backend: str = "auto"
+    sparse_backend: str = "auto"
     device: str = "cpu"
     threads: int = 0
     entropy_threshold: float | None = None
@@ -66,7 +69,10 @@ class Pipeline:
         self._segmenter = open_segmenter(
             bundle, backend=options.backend, device=options.device, threads=threads
         )
-        self._refine = RefineStage(load_refiner(bundle), bundle) if bundle.spec.refiner else None
+        self._refine = None
+        if bundle.spec.refiner:
+            refiner = load_refiner(bundle)
+            self._refine = RefineStage(refiner, bundle, engine=options.sparse_backend)
         self.selector = open_selector(bundle)
         self._bundle_threshold = self.selector.threshold
         self._bundle_budget = self.selector.max_pixels

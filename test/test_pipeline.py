@@ -353,8 +353,17 @@ class TestSettings:
     def test_backends_are_named(self, pipeline: Pipeline) -> None:
         assert pipeline.backends["dense"] == "onnxruntime CPU, 1 threads"
         kernels = compiled_kernels()
-        engine = f"compiled {kernels.name}" if kernels else "PyTorch"
-        assert pipeline.backends["sparse"] == f"native CPU ({engine}), 1 threads"
+        engine = "pytorch"
+        if kernels:
+            native = kernels.has_bfloat16
+            engine = f"{'compiled-bfloat16' if native else 'compiled'} ({kernels.name})"
+        assert pipeline.backends["sparse"] == f"{engine}, 1 threads"
+
+    def test_the_sparse_engine_is_chosen_by_name(self, folder: Path) -> None:
+        chosen = fresh(folder, sparse_backend="pytorch")
+        assert chosen.backends["sparse"] == "pytorch, 1 threads"
+        with pytest.raises(BackendError, match="expected a sparse engine of auto, compiled"):
+            fresh(folder, sparse_backend="minkowski")
 
 
 class TestPictures:

@@ -19,6 +19,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Bundle, engine and selection."""
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
     parser.add_argument("--backend", default="auto", help="engine of the dense model")
+    parser.add_argument("--sparse-backend", default="auto", help="engine of the sparse refiner")
     parser.add_argument("--device", default="cpu", help="device of the engines")
     parser.add_argument("--threads", type=int, default=0, help="0 for one per core")
     parser.add_argument("--entropy-threshold", type=float, help="nats; default: the bundle's")
@@ -39,6 +40,7 @@ def pipeline_options(options: argparse.Namespace) -> PipelineOptions:
 
     return PipelineOptions(
         backend=options.backend,
+        sparse_backend=options.sparse_backend,
         device=options.device,
         threads=options.threads,
         entropy_threshold=options.entropy_threshold,

@@ -60,7 +60,10 @@ def load_model(parameters: NodeParameters) -> Model:
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     options = PipelineOptions(
-        backend=parameters.backend, device=parameters.device, threads=parameters.threads
+        backend=parameters.backend,
+        sparse_backend=parameters.sparse_backend,
+        device=parameters.device,
+        threads=parameters.threads,
     )
     pipeline = Pipeline(bundle, options)
     model = Model(bundle, pipeline)

@@ -47,6 +47,11 @@ class NodeParameters:
     backend: str = _parameter(
         "auto", "Inference engine of the dense model; auto takes the best one installed."
     )
+    sparse_backend: str = _parameter(
+        "auto",
+        "Engine of the sparse refiner; auto takes compiled-bfloat16 where the CPU has bfloat16, "
+        "else compiled, else pytorch.",
+    )
     device: str = _parameter("cpu", "Where the models run, such as cpu or cuda:0.")
     threads: int = _parameter(
         0, "CPU threads of the models; 0: one per core.", minimum=0, maximum=1024
