@@ -140,13 +140,14 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _bench_sparse(options: argparse.Namespace) -> None:
-    from sparserefine_ros.evaluation import bench_sparse
+    from sparserefine_ros.evaluation.bench_sparse import bench_sparse
     from sparserefine_ros.evaluation.measure import write_figures
+    from sparserefine_ros.evaluation.sparse_cases import DENSITIES, UNETS
 
-    figures = bench_sparse.bench_sparse(
+    figures = bench_sparse(
         open_bundle(options),
-        unets=options.unet or bench_sparse.UNETS,
-        densities=options.density or bench_sparse.DENSITIES,
+        unets=options.unet or UNETS,
+        densities=options.density or DENSITIES,
         engines=options.engine,
         threads=options.threads,
     )

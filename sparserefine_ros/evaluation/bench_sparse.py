@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -231,7 +231,10 @@ def _checked_error(case: Case, engine: str, run: SparseEngine) -> float:
 def _measure_training(case: Case, peaks: dict[str, float]) -> list[EngineTime]:
     """Forwards and backwards; the tests hold the gradients of both to an oracle."""
     rows = []
-    ways = {"compiled": contextlib.nullcontext, "pytorch": _without_kernels}
+    ways: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+        "compiled": contextlib.nullcontext,
+        "pytorch": _without_kernels,
+    }
     for name, way in ways.items():
         if name == "compiled" and compiled_kernels() is None:
             continue
