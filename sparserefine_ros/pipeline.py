@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
+from sparserefine_ros.deadline import PixelCost
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.image import check_image, resize_image
@@ -74,6 +75,7 @@ class Pipeline:
             refiner = load_refiner(bundle)
             self._refine = RefineStage(refiner, bundle, engine=options.sparse_backend)
         self.selector = open_selector(bundle)
+        self.pixel_cost = PixelCost()
         self._bundle_threshold = self.selector.threshold
         self._bundle_budget = self.selector.max_pixels
         self.entropy_threshold = options.entropy_threshold
@@ -88,6 +90,8 @@ class Pipeline:
         image: NDArray[np.uint8],
         maps: frozenset[Map] = LABELS_ONLY,
         truth: NDArray[np.uint8] | None = None,
+        *,
+        time_left_ms: float | None = None,
     ) -> Prediction:
         """Segment one picture.
 
@@ -95,6 +99,8 @@ class Pipeline:
             image: uint8 [H, W, 3], RGB.
             maps: the full-resolution maps to compute.
             truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
+            time_left_ms: deadline, from the call on: as many pixels are refined as fit, after what
+                the frames before have taught; None for as many as the selector selects.
 
         Raises:
             ImageError: not such a picture.
@@ -112,11 +118,17 @@ class Pipeline:
             dense = self._segmenter(low_res_image)
         with clock("entropy"):
             uncertainty = measure_uncertainty(dense.logits)
+        dense_ms, affordable = clock.elapsed_ms(), None
+        if time_left_ms is not None:
+            affordable = self.pixel_cost.affordable(time_left_ms - dense_ms)
         with clock("selection"):
-            selection = self._select(low_res_image, dense, uncertainty, full_size, truth)
+            selection = self._select(
+                low_res_image, dense, uncertainty, full_size, truth, affordable
+            )
         fused = self._refine(image, dense, selection, clock, truth) if self._refine else None
         with clock("maps"):
             outputs = assemble_maps(uncertainty, selection, fused, maps)
+        self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
         return Prediction(
             labels=outputs.labels,
             entropy=outputs.entropy,
@@ -129,6 +141,7 @@ class Pipeline:
             refined_pixels=selection.count,
             candidate_pixels=selection.candidates,
             budget_hit=selection.budget_hit,
+            affordable_pixels=affordable,
             times=clock.times(),
         )
 
@@ -139,11 +152,12 @@ class Pipeline:
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
         truth: NDArray[np.uint8] | None,
+        at_most: int | None,
     ) -> Selection:
         if self._refine is None:
             nothing = torch.zeros(uncertainty.entropy.shape, dtype=torch.bool)
             return selection_from_mask(nothing, full_size)
-        return self.selector(low_res_image, dense, uncertainty, full_size, truth)
+        return self.selector(low_res_image, dense, uncertainty, full_size, truth, at_most=at_most)
 
     @property
     def entropy_threshold(self) -> float | None:
