@@ -80,6 +80,8 @@ def build_engine(
 def _parse(library: Library, network: Any, model: bytes) -> None:
     parser = library.trt.OnnxParser(network, library.log)
     if parser.parse(model):
+        if network.num_inputs == 0:  # bytes that happen to be a protobuf message
+            raise BackendError("expected an ONNX model with an input, the file holds none")
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     raise BackendError(
@@ -129,6 +131,7 @@ def _make_monitor(trt: Any, flavour: str, report: Report) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, tuple[int, int]] = {}
+            self._share = 0.0
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self._steps[phase] = (0, max(steps, 1))
@@ -138,10 +141,14 @@ def _make_monitor(trt: Any, flavour: str, report: Report) -> Any:
             share = 0.0
             for done, steps in reversed(self._steps.values()):
                 share = min(1.0, (done + share) / steps)
-            report(Progress(f"building a {flavour} engine", share))
+            # A step may hold more than one phase; do not go back at the second.
+            self._share = max(self._share, share)
+            report(Progress(f"building a {flavour} engine", self._share))
             return True
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)
+            if not self._steps:
+                report(Progress(f"building a {flavour} engine", 1.0))
 
     return Monitor()

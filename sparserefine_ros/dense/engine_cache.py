@@ -29,6 +29,9 @@ from sparserefine_ros.files import write_text_whole, write_whole
 LOCK_FILE: Final = "lock"
 LOCK_TIMEOUT_S: Final = 1800.0
 _POLL_S: Final = 0.1
+_OTHER_FOLDER: Final = (
+    "grant access or choose another folder (node parameter engine_cache, option --engine-cache)"
+)
 
 
 class EngineKey(Record):
@@ -119,10 +122,16 @@ class EngineCache:
 
         Raises:
             DamagedEngineError: there is one, but it is cut short, changed or not of this key.
+            BackendError: the folder cannot be read.
         """
         digest = key.digest
-        if not (self._json(digest).exists() or self._engine(digest).exists()):
-            return None
+        try:
+            if not (self._json(digest).exists() or self._engine(digest).exists()):
+                return None
+        except OSError as err:
+            raise BackendError(
+                f"cannot read engines in {self.folder}: {err.strerror}; {_OTHER_FOLDER}"
+            ) from err
         found = self.load(digest)
         if found.record.key != key:
             raise DamagedEngineError(f"{self._json(digest)} describes an engine of another key")
@@ -171,7 +180,7 @@ class EngineCache:
         """
         digest = record.key.digest
         # Without its JSON the old engine counts for nothing while the new one is written.
-        self._json(digest).unlink(missing_ok=True)
+        self._delete(self._json(digest))
         write_whole(self._engine(digest), data)
         write_text_whole(self._json(digest), record.model_dump_json(indent=2) + "\n")
 
@@ -205,11 +214,8 @@ class EngineCache:
         Raises:
             BackendError: they cannot be deleted.
         """
-        try:
-            self._json(digest).unlink(missing_ok=True)
-            self._engine(digest).unlink(missing_ok=True)
-        except OSError as err:
-            raise BackendError(f"cannot delete {err.filename}: {err.strerror}") from err
+        self._delete(self._json(digest))
+        self._delete(self._engine(digest))
 
     @contextlib.contextmanager
     def lock(self, report: Report = silent, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
@@ -227,8 +233,7 @@ class EngineCache:
             stream = path.open("a")
         except OSError as err:
             raise BackendError(
-                f"cannot write engines to {self.folder}: {err.strerror}; grant access or choose "
-                "another folder (node parameter engine_cache, option --engine-cache)"
+                f"cannot write engines to {self.folder}: {err.strerror}; {_OTHER_FOLDER}"
             ) from err
         with stream:
             self._wait(stream.fileno(), report, timeout_s)
@@ -244,6 +249,13 @@ class EngineCache:
                 )
             report(Progress("waiting for another process that builds an engine"))
             time.sleep(_POLL_S)
+
+    @staticmethod
+    def _delete(path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as err:
+            raise BackendError(f"cannot delete {path}: {err.strerror}; grant access") from err
 
     def _engine(self, digest: str) -> Path:
         return self.folder / f"{digest}.engine"
