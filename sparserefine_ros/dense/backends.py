@@ -93,6 +93,20 @@ def choose_backend(bundle: Bundle, backend: str, device: str, engine: EngineOpti
     return Choice(installed[0], f"device is {device}, {installed[0]} is installed")
 
 
+def require_precision(backend: str, precision: str) -> None:
+    """Check that a backend computes in a precision.
+
+    Raises:
+        BackendError: it does not.
+    """
+    known = BACKENDS[backend].precisions
+    if precision not in known:
+        raise BackendError(
+            f"backend {backend} takes precision {' or '.join(known)}, got {precision!r}; "
+            f"choose {known[0]}"
+        )
+
+
 def installed_package(flavour: str) -> str | None:
     """The Python package of a TensorRT flavour; None where there is none. It is not imported."""
     for name in TENSORRT_PACKAGES[flavour]:

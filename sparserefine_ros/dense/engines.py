@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.backends import require_precision
 from sparserefine_ros.dense.contract import Contract, network_shape
 from sparserefine_ros.dense.engine_builder import BUILDER_VERSION, FLAGS, Shape, build_engine
 from sparserefine_ros.dense.engine_cache import (
@@ -65,6 +66,7 @@ def obtain_engine(
         BackendError: it cannot be built, or must not be; the cache cannot be written.
         BundleError: the model contradicts the bundle.
     """
+    require_precision(library.flavour, options.precision)
     key = engine_key(bundle, library, options=options, target=target)
     cache = EngineCache(options.cache)
     found, reason = (None, refused) if refused else _look(cache, key)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.dense.backends import BACKENDS, choose_backend
+from sparserefine_ros.dense.backends import BACKENDS, choose_backend, require_precision
 from sparserefine_ros.dense.devices import device_kind
 from sparserefine_ros.dense.options import (
     DEFAULT_ENGINE,
@@ -79,11 +79,7 @@ def open_segmenter(
             f"backend {name} runs on device {' or '.join(known.devices)}, got {device!r}; "
             f"choose {known.devices[0]}"
         )
-    if engine.precision not in known.precisions:
-        raise BackendError(
-            f"backend {name} takes precision {' or '.join(known.precisions)}, "
-            f"got {engine.precision!r}; choose {known.precisions[0]}"
-        )
+    require_precision(name, engine.precision)
     opener: Opener = importlib.import_module(known.module).open_segmenter
     how = DenseOptions(name, device, threads or available_cores(), engine)
     return opener(bundle, how, report)

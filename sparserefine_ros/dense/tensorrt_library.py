@@ -154,6 +154,8 @@ def describe_validity(library: Library, engine: bytes) -> str:
         return ""
     trt = library.trt
     validity, diagnostics = trt.Runtime(library.log).get_engine_validity(engine)
+    if validity != trt.EngineValidity.INVALID:
+        return ""
     reasons = [
         name.lower().replace("_", " ")
         for name, bit in trt.EngineInvalidityDiagnostics.__members__.items()
@@ -161,5 +163,5 @@ def describe_validity(library: Library, engine: bytes) -> str:
     ]
     if reasons:
         return ", ".join(reasons)
-    invalid = validity == trt.EngineValidity.INVALID and torch.cuda.is_available()
-    return "refused without a reason" if invalid else ""
+    # Without a GPU it calls every engine invalid, a sound one for no reason.
+    return "refused without a reason" if torch.cuda.is_available() else ""

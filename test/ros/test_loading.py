@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_tiny_bundle, with_sections
 
 from sparserefine_ros.dense.options import EngineOptions, Progress, Report, silent
@@ -104,3 +105,10 @@ def test_engine_parameters_reach_the_pipeline(
         with pytest.raises(BackendError, match="seen"):
             load_model(given, silent)
     assert seen == [EngineOptions(), EngineOptions("fp16", tmp_path, False, ((480, 640),))]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(tiny_bundle: Path) -> None:
+    parameters = dataclasses.replace(NodeParameters(), bundle=str(tiny_bundle), device="cuda")
+    with pytest.raises(BackendError, match=r"expected an NVIDIA GPU \(cuda\) .* found none; "):
+        load_model(parameters, silent)
