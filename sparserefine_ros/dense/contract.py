@@ -97,10 +97,6 @@ class Contract:
             values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
         return values.astype(self._dtype, copy=False)
 
-    def input_shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Shape of the network input for a low-resolution picture of (h, w)."""
-        return network_shape(self._spec.input, size)
-
     def dense_output(self, raw: Sequence[NDArray[Any]], size: tuple[int, int]) -> DenseOutput:
         """Logits, and features where they are used.
 

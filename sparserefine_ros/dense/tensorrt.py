@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense models as TensorRT engines: TensorRT 10 and 11, and TensorRT for RTX.
 
-The network's input and outputs are PyTorch tensors on the GPU, and the engine runs on PyTorch's
-current stream. Logits and features go to the CPU as the network returns them, before they are
-enlarged by the output stride, because the stages after this one run there.
+The network's input and outputs are PyTorch tensors on the GPU. The engine runs on PyTorch's current
+stream, or on one of its own where that is the default stream. Logits and features go to the CPU as
+the network returns them, before they are enlarged by the output stride, because the stages after
+this one run there.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class TensorRtSegmenter:
         self._outputs = outputs
         # TensorRT for RTX captures graphs itself; for TensorRT, PyTorch does.
         self._captures = not strategy and len(cached.record.key.shapes) == 1
+        self._own_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers: _Buffers | None = None
         key = cached.record.key
         captured = ", CUDA graph" if strategy or self._captures else ""
@@ -116,7 +118,7 @@ class TensorRtSegmenter:
         """
         network_input = torch.from_numpy(self._contract.network_input(low_res_image))
         height, width = low_res_image.shape[:2]
-        with torch.cuda.device(self._device), self._library.complaints() as complaints:
+        with torch.cuda.stream(self._stream()), self._library.complaints() as complaints:
             try:
                 buffers = self._fit(tuple(network_input.shape), (height, width))
                 buffers.input.copy_(network_input)
@@ -128,6 +130,12 @@ class TensorRtSegmenter:
                 raise ModelOutputError(f"the dense model failed: {err}") from err
         arrays = [_as_float(values).numpy() for values in raw]
         return self._contract.dense_output(arrays, (height, width))
+
+    def _stream(self) -> torch.cuda.Stream:
+        """PyTorch's current stream; on the default one TensorRT would wait, and not capture."""
+        current = torch.cuda.current_stream(self._device)
+        is_default = current == torch.cuda.default_stream(self._device)
+        return self._own_stream if is_default else current
 
     def _fit(self, shape: tuple[int, ...], size: tuple[int, int]) -> _Buffers:
         """Buffers for network inputs of `shape`; kept until another one comes."""

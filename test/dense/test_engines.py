@@ -277,11 +277,11 @@ class TestCache:
                 for _ in range(2)
             ]
             # Until both wait for the lock, and so have both found the cache empty.
-            deadline = time.monotonic() + 30.0
+            deadline = time.monotonic() + 300.0
             while not all(has_open(process.pid, tmp_path / "lock") for process in processes):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-        outputs = sorted(process.communicate(timeout=60)[0] for process in processes)
+        outputs = sorted(process.communicate(timeout=300)[0] for process in processes)
         assert [process.returncode for process in processes] == [0, 0]
         assert ": built in " in outputs[0]
         assert ": taken from the cache in " in outputs[1]
