@@ -102,12 +102,13 @@ def test_only_stale_engines_are_cleaned(engines: Engines) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (("--device", "abacus"), "expected the GPU as cuda or cuda:N, got 'abacus'"),
         ((), "expected the size of the camera's pictures"),
         (("--picture-sizes", "big"), "expected a picture size such as 1920x1080"),
         (("--picture-sizes", "64x48", "--compute-capability", "new"), "such as 7.5, got 'new'"),
         (("--picture-sizes", "64x48", "--precision", "fp7"), "takes precision model or fp16"),
     ],
-    ids=["no size", "size", "capability", "precision"],
+    ids=["device", "no size", "size", "capability", "precision"],
 )
 def test_mistakes_are_one_line(engines: Engines, arguments: tuple[str, ...], text: str) -> None:
     error = engines.build(*arguments, code=1)

@@ -51,7 +51,7 @@ def _build(options: argparse.Namespace) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from sparserefine_ros.dense.devices import find_gpu
+    from sparserefine_ros.dense.devices import find_gpu, on_gpu
     from sparserefine_ros.dense.engines import obtain_engine
     from sparserefine_ros.dense.options import Progress
     from sparserefine_ros.dense.tensorrt_library import build_target, load_library
@@ -59,10 +59,12 @@ def _build(options: argparse.Namespace) -> None:
     bundle = open_bundle(options)
     library = load_library(options.backend or _installed_flavour())
     capability = _parse_capability(options.compute_capability)
-    target = build_target(library, find_gpu(options.device), capability)
+    gpu = find_gpu(options.device)
+    target = build_target(library, gpu, capability)
     started_s = time.perf_counter()
     style = "{l_bar}{bar}| {elapsed}"
     with (
+        on_gpu(gpu),
         logging_redirect_tqdm(),
         tqdm(total=100, bar_format=style, leave=False, disable=None) as bar,
     ):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -26,7 +28,7 @@ def require_gpu(device: str, purpose: str) -> torch.device:
     Raises:
         BackendError: there is none that PyTorch can use; the text says why.
     """
-    index = int(device.partition(":")[2] or 0)
+    index = _index(device)
     missing = _why_no_gpu(index)
     if missing:
         raise BackendError(
@@ -36,9 +38,25 @@ def require_gpu(device: str, purpose: str) -> torch.device:
 
 
 def find_gpu(device: str) -> torch.device | None:
-    """The CUDA device of that name; None where there is none."""
-    index = int(device.partition(":")[2] or 0)
+    """The CUDA device of that name; None where there is none.
+
+    Raises:
+        BackendError: it is no name of a CUDA device.
+    """
+    index = _index(device)
     return None if _why_no_gpu(index) else torch.device("cuda", index)
+
+
+def on_gpu(device: torch.device | None) -> AbstractContextManager[object]:
+    """What runs inside takes this GPU for the current one."""
+    return contextlib.nullcontext() if device is None else torch.cuda.device(device)
+
+
+def _index(device: str) -> int:
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if not match:
+        raise BackendError(f"expected the GPU as cuda or cuda:N, got {device!r}")
+    return int(match[1] or 0)
 
 
 def _why_no_gpu(index: int) -> str:

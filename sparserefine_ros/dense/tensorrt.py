@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.contract import Contract, GraphTensor
-from sparserefine_ros.dense.devices import require_gpu
+from sparserefine_ros.dense.devices import on_gpu, require_gpu
 from sparserefine_ros.dense.engine_builder import describe_tensor, first_cause
 from sparserefine_ros.dense.engine_cache import CachedEngine
 from sparserefine_ros.dense.engines import obtain_engine
@@ -57,14 +57,15 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> TensorR
     device = require_gpu(how.device, f"backend {how.backend}")
     target = build_target(library, device)
     wanted: dict[str, Any] = {"options": how.engine, "target": target, "report": report}
-    engine = obtain_engine(bundle, library, **wanted)
-    try:
-        return TensorRtSegmenter(bundle, library, engine.cached, device)
-    except RefusedEngineError as err:
-        if engine.built or not how.engine.build:
-            raise
-        engine = obtain_engine(bundle, library, **wanted, refused=str(err))
-        return TensorRtSegmenter(bundle, library, engine.cached, device)
+    with on_gpu(device):
+        engine = obtain_engine(bundle, library, **wanted)
+        try:
+            return TensorRtSegmenter(bundle, library, engine.cached, device)
+        except RefusedEngineError as err:
+            if engine.built or not how.engine.build:
+                raise
+            engine = obtain_engine(bundle, library, **wanted, refused=str(err))
+            return TensorRtSegmenter(bundle, library, engine.cached, device)
 
 
 def _refusal(what: str, said: str) -> BackendError:
@@ -75,13 +76,13 @@ def _refusal(what: str, said: str) -> BackendError:
 
 
 class TensorRtSegmenter:
-    """See `sparserefine_ros.dense.segmenter.Segmenter`."""
+    """See `sparserefine_ros.dense.segmenter.Segmenter`; made while `device` is the current GPU."""
 
     def __init__(
         self, bundle: Bundle, library: Library, cached: CachedEngine, device: torch.device
     ) -> None:
         self._library, self._device = library, device
-        with torch.cuda.device(device), library.complaints() as complaints:
+        with library.complaints() as complaints:
             # The runtime must outlive its engine, and the engine its context.
             self._runtime = library.trt.Runtime(library.log)
             self._engine = self._runtime.deserialize_cuda_engine(cached.data)
