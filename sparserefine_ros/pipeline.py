@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.deadline import PixelCost
+from sparserefine_ros.dense.backends import choose_backend
+from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.image import check_image, resize_image
@@ -38,8 +40,9 @@ class PipelineOptions:
         backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
         sparse_backend: engine of the sparse UNet, see `sparserefine_ros.sparse.engines`; "auto"
             takes the fastest that suits this processor.
-        device: "cpu".
+        device: of the dense engine: "cpu", "cuda" or "cuda:N".
         threads: threads of each engine; 0 for one per available core.
+        engine: precision and cache of engines that are built from the model.
         entropy_threshold: nats; None for the bundle's.
         max_refined_pixels: pixel budget, 0 for no limit; None for the bundle's.
     """
@@ -48,6 +51,7 @@ class PipelineOptions:
     sparse_backend: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    engine: EngineOptions = DEFAULT_ENGINE
     entropy_threshold: float | None = None
     max_refined_pixels: int | None = None
 
@@ -55,20 +59,36 @@ class PipelineOptions:
 class Pipeline:
     """A bundle ready to run. Not re-entrant: one call at a time.
 
+    Args:
+        bundle: verified bundle.
+        options: how to run it.
+        report: gets the progress of what takes long while it is made ready.
+
     Raises:
         BackendError: engine unknown, not installed, or it refuses the model.
         BundleError: the models contradict the bundle.
         ConfigurationError: an option is out of range.
     """
 
-    def __init__(self, bundle: Bundle, options: PipelineOptions = PipelineOptions()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: PipelineOptions = PipelineOptions(),
+        report: Report = silent,
+    ) -> None:
         if options.threads < 0:
             raise ConfigurationError(f"expected threads of 0 or more, got {options.threads}")
         threads = options.threads or available_cores()
         torch.set_num_threads(threads)
         self.bundle = bundle
+        choice = choose_backend(bundle, options.backend, options.device, options.engine)
         self._segmenter = open_segmenter(
-            bundle, backend=options.backend, device=options.device, threads=threads
+            bundle,
+            backend=choice.backend,
+            device=options.device,
+            threads=threads,
+            engine=options.engine,
+            report=report,
         )
         self._refine = None
         if bundle.spec.refiner:
@@ -81,7 +101,7 @@ class Pipeline:
         self.entropy_threshold = options.entropy_threshold
         self.max_refined_pixels = options.max_refined_pixels
         self.backends: Mapping[str, str] = {
-            "dense": self._segmenter.description,
+            "dense": choice.annotate(self._segmenter.description),
             "sparse": self._refine.description if self._refine else "none",
         }
 

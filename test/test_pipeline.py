@@ -351,7 +351,8 @@ class TestSettings:
             fresh(tiny)
 
     def test_backends_are_named(self, pipeline: Pipeline) -> None:
-        assert pipeline.backends["dense"] == "onnxruntime CPU, 1 threads"
+        expected = "onnxruntime CPU, 1 threads (auto: device is cpu)"
+        assert pipeline.backends["dense"] == expected
         kernels = compiled_kernels()
         engine = "pytorch"
         if kernels:
