@@ -55,6 +55,8 @@ class Mask2Former(DenseNetwork):
     output_kind = "probabilities"
     # The traced graph holds the sizes of all levels as constants.
     free_size = False
+    # Its position embeddings count in the network's precision, in which ONNX has no Range.
+    half_precision = False
 
     def __init__(self, model: nn.Module, classes: int) -> None:
         super().__init__()
@@ -95,5 +97,3 @@ def build_mask2former(classes: int, size: Size, **fields: Any) -> Mask2Former:
     """
     config = mask2former_config(size, **fields)
     return Mask2Former(load_transformers("Mask2Former").Mask2FormerModel(config), classes)
-
-

@@ -23,6 +23,7 @@ class DenseNetwork(nn.Module):
         output_kind: logits, or scores whose logarithm is used as logits.
         multiple_of: input sides are multiples of it.
         free_size: whether one ONNX graph of it serves every input size.
+        half_precision: whether it can be exported in half precision.
     """
 
     normalisation: Normalisation = Normalisation("RGB", IMAGENET_MEAN, IMAGENET_STD)
@@ -30,6 +31,7 @@ class DenseNetwork(nn.Module):
     output_kind: Literal["logits", "probabilities"] = "logits"
     multiple_of: int = 32
     free_size: bool = True
+    half_precision: bool = True
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised image float [B, 3, h, w] -> float [B, C, h / s, w / s]."""

@@ -43,7 +43,9 @@ _DOWN_AND_UP: Final = {"0": "down_norm", "2": "down", "4": "up_norm", "6": "up"}
 _BELOW: Final = "3"
 
 
-def load_released_refiner(path: Path, classes: int, *, file: FileSpec) -> tuple[Refiner, UNetRefinerSpec]:
+def load_released_refiner(
+    path: Path, classes: int, *, file: FileSpec
+) -> tuple[Refiner, UNetRefinerSpec]:
     """A refiner with the weights of a Lightning checkpoint, and its description for a bundle.
 
     Widths and blocks are taken from the checkpoint.
@@ -75,9 +77,7 @@ def load_released_refiner(path: Path, classes: int, *, file: FileSpec) -> tuple[
     return refiner.float().eval(), spec
 
 
-def _renamed(
-    state: Mapping[str, Tensor], names: Mapping[str, str]
-) -> Iterator[tuple[str, Tensor]]:
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
         part, _, field = key.rpartition(".")
         name = names.get(part)

@@ -97,9 +97,7 @@ def load_segformer(
     return network
 
 
-def _load_authors(
-    classes: int, state: Mapping[str, Tensor], source: str, size: Size
-) -> SegFormer:
+def _load_authors(classes: int, state: Mapping[str, Tensor], source: str, size: Size) -> SegFormer:
     encoder, rest = _split(state, _BACKBONE)
     head, rest = _split(rest, _HEAD)
     named = {f"segformer.{key}": value for key, value in file_names(encoder, _AUTHORS).items()}
@@ -130,9 +128,7 @@ def file_names(encoder: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
     return named
 
 
-def _split(
-    state: Mapping[str, Tensor], prefix: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Entries below `prefix`, without it, and the others."""
     below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return below, without(state, [prefix])
