@@ -49,7 +49,7 @@ def load_weights(module: nn.Module, path: Path, *, section: str) -> None:
 
 
 def state_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Where `found` is no state dict of a module with state dict `expected`; a line for each key."""
+    """Where `found` does not fit a module with state dict `expected`, a line for each key."""
     mistakes = []
     for key in sorted(expected.keys() | found.keys()):
         if key not in found:

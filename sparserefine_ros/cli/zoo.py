@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparserefine_ros.cli.options import Commands
+from sparserefine_ros.cli.options import DEFAULT_BUNDLE, Commands, open_bundle
 
 if TYPE_CHECKING:
     from sparserefine_ros.bundle_spec import ClassSpec
@@ -95,9 +95,40 @@ def add_zoo(commands: Commands[argparse.ArgumentParser]) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     names = actions.add_parser("list", help="names for `sparserefine export`")
     names.set_defaults(command=_list)
+    table = actions.add_parser(
+        "table", help="parameters and MACs beside those of the paper's table 1"
+    )
+    table.add_argument("--models", nargs="+", metavar="NAME", help="some of the five")
+    table.add_argument(
+        "--density", type=float, default=0.118, help="share of the picture that is refined (0.118)"
+    )
+    table.add_argument("--bundle", default=DEFAULT_BUNDLE, help="whose dense model draws the mask")
+    table.add_argument(
+        "--bench", type=Path, metavar="JSON",
+        help="latencies: `sparserefine bench pipeline --json` of bundles named MODEL-full, "
+        "MODEL-low, MODEL-refined",
+    )  # fmt: skip
+    table.add_argument("--json", type=Path, help="write the table to this file")
+    table.set_defaults(command=_table)
 
 
 def _list(options: argparse.Namespace) -> None:
     from sparserefine_ros.zoo.models import MODELS
 
     print("\n".join(MODELS))
+
+
+def _table(options: argparse.Namespace) -> None:
+    from sparserefine_ros.zoo.paper import PAPER
+    from sparserefine_ros.zoo.table import make_table
+
+    table = make_table(
+        open_bundle(options),
+        density=options.density,
+        models=options.models or tuple(PAPER),
+        bench=options.bench,
+    )
+    print(table.to_text(), end="")
+    if options.json:
+        table.write_json(options.json)
+        print(f"table written to {options.json}")

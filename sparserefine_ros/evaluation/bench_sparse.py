@@ -159,7 +159,7 @@ def bench_sparse(
     threads = threads or available_cores()
     torch.set_num_threads(threads)
     peak = measure_peak_gflops(threads)
-    masks = {density: _street_mask(bundle, density, threads) for density in densities}
+    masks = {density: street_mask(bundle, density, threads) for density in densities}
     plan_ms: dict[str, Spread] = {}
     parameters: dict[str, int] = {}
     times: list[EngineTime] = []
@@ -269,7 +269,7 @@ def _make_unet(name: str, bundle: Bundle) -> SparseUNet:
     return unet.eval()
 
 
-def _street_mask(bundle: Bundle, density: float, threads: int) -> Tensor:
+def street_mask(bundle: Bundle, density: float, threads: int) -> Tensor:
     """Sites int64 [N] of the blocks of highest entropy."""
     (picture,) = street_pictures(SIZE, count=1)
     segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=threads)

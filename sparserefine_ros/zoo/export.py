@@ -64,7 +64,7 @@ def export_onnx(
         # The tracing exporter writes one self-contained file and needs no extra packages. What
         # it warns of besides, sizes that become constants, is for the caller to check.
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             module,
             (example,),

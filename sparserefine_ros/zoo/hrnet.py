@@ -103,9 +103,9 @@ class HighResolutionModule(nn.Module):
         return [self._fuse(place, levels) for place in range(len(levels))]
 
     def _fuse(self, place: int, levels: list[Tensor]) -> Tensor:
-        paths, target = self.fuse_layers[place], levels[place]
+        paths, target = self.fuse_layers[place].children(), levels[place]
         total = torch.zeros_like(target)
-        for source, (path, level) in enumerate(zip(paths, levels, strict=True)):  # type: ignore[arg-type]
+        for source, (path, level) in enumerate(zip(paths, levels, strict=True)):
             part = path(level)
             total = total + (resize_like(part, target) if source > place else part)
         return F.relu(total)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from sparserefine_ros.zoo.network import DenseNetwork

@@ -110,7 +110,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, rows, columns] -> the same shape."""
         x = x + self.layer_scale_1[:, None, None] * self.attn(self.norm1(x))
-        return x + self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x))
+        return x + self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class Stem(nn.Module):
