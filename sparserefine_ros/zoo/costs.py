@@ -57,7 +57,7 @@ def count_networks(
 def _count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, 3, *size))
-    return counter.get_total_flops() // _FLOP_PER_MAC
+    return int(counter.get_total_flops()) // _FLOP_PER_MAC
 
 
 def count_parts(name: str, *, classes: int, depth: int) -> dict[str, int]:

@@ -26,9 +26,7 @@ from sparserefine_ros.zoo.paper import (
 
 _MEGA: Final = 1e6
 _TERA: Final = 1e12
-# Half of the last digit that the paper prints.
-_PARAMETER_ROUNDING: Final = 0.05
-_MAC_ROUNDING: Final = 0.005
+_UNEXPLAINED: Final = "Not explained."
 _INPUTS: Final = ("full", "low", "refined")
 
 
@@ -40,13 +38,13 @@ class Figure:
         counted: here.
         paper: there.
         rounding: half of the paper's last digit.
-        note: why they differ; empty where they agree to the paper's last digit.
+        notes: why they differ; empty where they agree to the paper's last digit.
     """
 
     counted: float
     paper: float
     rounding: float
-    note: str
+    notes: tuple[str, ...]
 
     @property
     def deviation_percent(self) -> float:
@@ -166,18 +164,17 @@ def _model_rows(
 
 
 def _figures(paper: PaperModel, where: str, cost: Cost, printed: PaperRow) -> tuple[Figure, Figure]:
-    mac_notes = [paper.mac_note, REFINER_NOTE if where == "refined" else ""]
+    mac_notes = (paper.mac_note, REFINER_NOTE if where == "refined" else "")
     return (
-        _figure(cost.parameters / _MEGA, printed.parameters, _PARAMETER_ROUNDING,
-                paper.parameter_note),
-        _figure(cost.macs / _TERA, printed.macs, _MAC_ROUNDING,
-                " ".join(filter(None, mac_notes))),
-    )  # fmt: skip
+        _figure(cost.parameters / _MEGA, printed.parameters, 0.05, [paper.parameter_note]),
+        _figure(cost.macs / _TERA, printed.macs, 0.005, mac_notes),
+    )
 
 
-def _figure(counted: float, printed: float, rounding: float, note: str) -> Figure:
+def _figure(counted: float, printed: float, rounding: float, notes: Iterable[str]) -> Figure:
     agrees = abs(counted - printed) <= rounding
-    return Figure(counted, printed, rounding, "" if agrees else note or "Not explained.")
+    given = tuple(filter(None, notes)) or (_UNEXPLAINED,)
+    return Figure(counted, printed, rounding, () if agrees else given)
 
 
 def _read_bench(path: Path) -> tuple[dict[str, float], str]:
@@ -205,10 +202,10 @@ def _read_bench(path: Path) -> tuple[dict[str, float], str]:
 
 def _lines(table: ZooTable) -> Iterable[str]:
     notes: list[str] = []
-    yield (f"{'':<36}{'parameters, M':>27}{'MACs, T':>29}{'latency, ms':>18}")
+    yield f"{'':<36}{'parameters, M':>26}{'MACs, T':>27}{'latency, ms':>20}"
     yield (
-        f"{'model, input of the dense model':<36}{'counted':>9}{'paper':>8}{'dev. %':>10}"
-        f"{'counted':>11}{'paper':>8}{'dev. %':>10}{'here':>10}{'paper':>8}"
+        f"{'model, input of the dense model':<36}{'counted':>9}{'paper':>8}{'dev. %':>9}    "
+        f"{'counted':>9}{'paper':>7}{'dev. %':>9}    {'here':>8}{'paper':>8}"
     )
     for row in table.rows:
         height, width = row.size
@@ -216,8 +213,8 @@ def _lines(table: ZooTable) -> Iterable[str]:
         latency = "-" if row.latency_ms is None else f"{row.latency_ms:.1f}"
         yield (
             f"{title:<36}{row.parameters.counted:9.1f}{row.parameters.paper:8.1f}"
-            f"{_deviation(row.parameters, notes):>10}{row.macs.counted:11.3f}{row.macs.paper:8.2f}"
-            f"{_deviation(row.macs, notes):>10}{latency:>10}{row.paper_latency_ms:8.1f}"
+            f"{_deviation(row.parameters, notes):>13}{row.macs.counted:9.3f}{row.macs.paper:7.2f}"
+            f"{_deviation(row.macs, notes):>13}{latency:>8}{row.paper_latency_ms:8.1f}"
         )
     yield ""
     refiners = ", ".join(
@@ -233,10 +230,8 @@ def _lines(table: ZooTable) -> Iterable[str]:
 
 
 def _deviation(figure: Figure, notes: list[str]) -> str:
-    """The deviation with the number of its footnote, which joins `notes` when it is new."""
-    text = f"{figure.deviation_percent:+.1f}"
-    if not figure.note:
-        return f"{text}    "
-    if figure.note not in notes:
-        notes.append(figure.note)
-    return f"{text} [{notes.index(figure.note) + 1}]"
+    """The deviation with the numbers of its footnotes, which join `notes` when they are new."""
+    notes += [note for note in figure.notes if note not in notes]
+    numbers = ",".join(str(1 + notes.index(note)) for note in figure.notes)
+    marks = f" [{numbers}]" if numbers else ""
+    return f"{figure.deviation_percent:+.1f}{marks:<6}"
