@@ -41,6 +41,7 @@ def _stand_in_list(*arguments: object) -> list[object]:
 
 
 _APPENDED_TO: Final = ("collections.deque",)
+_ADVICE: Final = ("Weights only load failed", "Check the documentation", "(1)", "(2)")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -73,14 +74,17 @@ def _load_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as err:
         raise CheckpointError(
-            f"{path} cannot be read as plain weights: {_first_line(err)}; if it is whole, save "
-            "its state dict alone, in the environment it was trained in: "
+            f"{path} cannot be read as plain weights: {_reason(err)}; if it is whole and you trust "
+            "it, save its state dict alone where it was trained: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from err
 
 
-def _first_line(err: BaseException) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__
+def _reason(err: BaseException) -> str:
+    """What PyTorch says of the file, without its advice."""
+    lines = [line.strip() for line in str(err).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return said[0] if said else type(err).__name__
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
