@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle, engine.
+"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle, engine, export, zoo.
 
 Each command imports what it needs when it runs.
 """
@@ -16,6 +16,7 @@ from sparserefine_ros.cli.engine import add_engine
 from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
 from sparserefine_ros.cli.train import add_ablate, add_train
+from sparserefine_ros.cli.zoo import add_export, add_zoo
 from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.openmp import spin_briefly
 
@@ -28,6 +29,8 @@ _COMMANDS = (
     add_bench,
     add_bundle,
     add_engine,
+    add_export,
+    add_zoo,
 )
 
 
