@@ -8,6 +8,9 @@ from setuptools import Extension, find_packages, setup
 
 NAME = "sparserefine_ros"
 
+# CUDA builds of PyTorch bring the version that they were built with.
+TRITON = "triton>=3.2; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
 
 def files(folder: str) -> list[tuple[str, list[str]]]:
     """data_files entries that keep the layout below `folder`."""
@@ -70,6 +73,7 @@ setup(
     ],
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
+        "gpu": [TRITON],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -86,6 +90,7 @@ setup(
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
+            TRITON,
             "types-PyYAML",
             "types-tqdm",
         ],

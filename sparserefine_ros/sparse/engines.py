@@ -42,6 +42,19 @@ def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
     return SpConvUNet(unet)
 
 
+def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
+    try:
+        import triton  # noqa: F401
+    except ImportError as err:
+        raise BackendError(
+            f"expected the package triton for the engine triton ({err}); pip install triton "
+            "(Linux, x86-64)"
+        ) from err
+    from sparserefine_ros.triton_kernels.unet import TritonUNet
+
+    return TritonUNet(unet)
+
+
 def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
     from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet
 
@@ -51,6 +64,7 @@ def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
 _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "compiled": lambda unet, threads: CompiledUNet(unet, _kernels(), threads=threads),
     "pytorch": lambda unet, threads: NativeUNet(unet),
+    "triton": _triton,
     "spconv": _spconv,
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-onnxruntime": _dense_onnxruntime,
@@ -62,14 +76,15 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     """A copy of a trained UNet on the engine of that name.
 
     Args:
-        name: "compiled" (our C++ kernels), "pytorch", "spconv", or masked convolutions on the whole
-            picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto" takes compiled,
-            or pytorch without it and on other devices than the CPU.
-        unet: trained weights.
+        name: "compiled" (our C++ kernels), "pytorch", "triton" (our GPU kernels, in half
+            precision), "spconv", or masked convolutions on the whole picture, for comparison:
+            "dense" in PyTorch, "dense-onnxruntime"; "auto" takes compiled, or pytorch without it
+            and on other devices than the CPU.
+        unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 
     Raises:
-        BackendError: no engine of that name, or it is not installed.
+        BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
     if name == AUTO:
         on_cpu = unet.head.weight.device.type == "cpu"

@@ -128,7 +128,9 @@ def _store_active(y, out, pitch, scale, shift, row, n, mask, in_outputs):
     by = tl.load(scale + n, mask=in_outputs, other=0.0)
     offset = tl.load(shift + n, mask=in_outputs, other=0.0)
     active = tl.maximum(y * by[None, :] + offset[None, :], 0.0)
-    tl.store(out + row[:, None] * pitch + n[None, :], rounded(active, out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + row[:, None] * pitch + n[None, :], rounded(active, out.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
@@ -138,10 +140,7 @@ def _finish(
 ):  # fmt: skip
     """Everything after the sums, y float32 [BLOCK_M, BLOCK_N]."""
     mask = in_count[:, None] & in_outputs[None, :]
-    if rows is None:
-        row = m
-    else:
-        row = tl.load(rows + m, mask=in_count, other=0).to(tl.int64)
+    row = m if rows is None else tl.load(rows + m, mask=in_count, other=0).to(tl.int64)
     if bias is not None:
         y += tl.load(bias + n, mask=in_outputs, other=0.0)[None, :]
     if residual is not None:

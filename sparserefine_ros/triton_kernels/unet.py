@@ -11,6 +11,7 @@ Shape legend: N sites of a level; C classes. Features are [N, channels] in the e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
@@ -118,7 +119,7 @@ def _chain(
     keep: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Blocks one after another; the last one's result as `_Block` returns it."""
-    for block, following in zip(blocks, blocks[1:], strict=False):
+    for block, following in itertools.pairwise(blocks):
         raw, (active,) = block(x, links, [(None, following.enter)])
         x = _Stream(raw, active)
     return blocks[-1](x, links, wanted, keep=keep)
