@@ -15,31 +15,37 @@ from sparserefine_ros.errors import BackendError
 
 # Triton looks at it when a kernel is defined, so it must be set before this room is imported.
 INTERPRETER_VARIABLE: Final = "TRITON_INTERPRET"
-INTERPRETED: Final = os.environ.get(INTERPRETER_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
 
 
-def check_device(device: torch.device, *, interpreted: bool = INTERPRETED) -> None:
-    """Refuse devices that kernels cannot run on.
+def _asked_for_interpreter() -> bool:
+    return os.environ.get(INTERPRETER_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
+
+
+# How the kernels of this process were defined.
+INTERPRETED: Final = _asked_for_interpreter()
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse devices that kernels cannot run on; the interpreter takes any, while asked for.
 
     Args:
         device: where the tensors are.
-        interpreted: whether the kernels run in Triton's interpreter, which takes any device.
 
     Raises:
         BackendError: no CUDA device in this machine, or the tensors are elsewhere.
     """
-    if interpreted:
+    if INTERPRETED and _asked_for_interpreter():
         return
     if not torch.cuda.is_available():
         raise BackendError(
-            "expected a CUDA device for the engine triton, PyTorch finds none; install the NVIDIA "
+            "expected a CUDA device for Triton's kernels, PyTorch finds none; install the NVIDIA "
             "driver and a CUDA build of PyTorch, or choose another sparse engine "
-            f"({INTERPRETER_VARIABLE}=1 checks the kernels slowly on the CPU)"
+            f"({INTERPRETER_VARIABLE}=1 checks the kernels on the CPU, slowly)"
         )
     if device.type != "cuda":
         raise BackendError(
-            f"expected weights on a CUDA device for the engine triton, got {device}; move the "
-            "network there first: unet.to('cuda')"
+            f"expected tensors on a CUDA device for Triton's kernels, got {device}; move network "
+            "and input there first, as in unet.to('cuda')"
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError
-from sparserefine_ros.sparse.convolve import stacked_taps
+from sparserefine_ros.sparse.index import TAPS
 from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
@@ -33,6 +33,8 @@ _DTYPES: Final[Mapping[Precision, torch.dtype]] = {
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
 }
+
+_ALL_TAPS: Final = tuple(range(TAPS))
 
 # Where a result goes: a place [N, channels] and the norm that makes it.
 _Target: TypeAlias = tuple[Tensor, Activation]
@@ -51,24 +53,24 @@ _Wanted: TypeAlias = Sequence[tuple[Tensor | None, Activation]]
 
 
 class _Kernel:
-    """Weights [9, I, O], rounded and stacked for each set of taps."""
+    """A rounded copy of weights [9, I, O], and the parts of it for each set of taps."""
 
     def __init__(self, kernel: Tensor, dtype: torch.dtype) -> None:
-        self._kernel, self._dtype = kernel.detach(), dtype
+        self._kernel = kernel.detach().to(dtype, copy=True)
         self._stacked: dict[tuple[int, ...], Weights] = {}
         self.inputs, self.outputs = kernel.shape[1], kernel.shape[2]
 
     def for_taps(self, taps: tuple[int, ...]) -> Weights:
         if taps not in self._stacked:
-            stacked = stacked_taps(self._kernel, taps).view(len(taps), self.inputs, self.outputs)
-            self._stacked[taps] = Weights.of(stacked, self._dtype)
+            part = self._kernel if taps == _ALL_TAPS else self._kernel[list(taps)]
+            self._stacked[taps] = Weights.of(part, self._kernel.dtype)
         return self._stacked[taps]
 
 
 def _activation(norm: SiteNorm, channels: slice = slice(None)) -> Activation:
     """A norm and its ReLU, for some of its channels."""
     scale, shift = norm.folded()
-    return Activation(scale[channels].float().contiguous(), shift[channels].float().contiguous())
+    return Activation(scale[channels].float().clone(), shift[channels].float().clone())
 
 
 class _Block:
@@ -79,7 +81,7 @@ class _Block:
         self.enter = _activation(block.norm1)
         scale, shift = block.norm2.folded()
         self._conv1 = _Kernel(block.conv1.kernel.detach() * scale, dtype)
-        self._bias1 = shift.float().contiguous()
+        self._bias1 = shift.float().clone()
         self._conv2 = _Kernel(block.conv2.kernel, dtype)
         self._shortcut: Weights | None = None
         if isinstance(block.shortcut, nn.Linear):
@@ -212,7 +214,7 @@ class TritonUNet:
         check_device(self._device)
         self._dtype = _DTYPES[precision]
         with torch.no_grad():
-            self._stem = _Kernel(unet.stem.kernel.clone(), self._dtype)
+            self._stem = _Kernel(unet.stem.kernel, self._dtype)
             self._levels = _Level(unet.levels, self._stem.outputs, self._dtype)
             self._exit = _activation(unet.norm)
             self._head = Weights.of(unet.head.weight.t()[None], self._dtype)

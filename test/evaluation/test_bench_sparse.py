@@ -15,6 +15,7 @@ from sparserefine_ros.errors import BackendError, ConfigurationError, SparseRefi
 from sparserefine_ros.evaluation import bench_sparse as module
 from sparserefine_ros.evaluation.bench_sparse import bench_sparse
 from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.sparse.engines import ENGINES
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.unet import SparseUNet
 
@@ -38,7 +39,7 @@ def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path)
     assert {"pytorch", "dense", "dense-onnxruntime"} <= engines
     assert ("compiled" in engines) == (compiled_kernels() is not None)
     assert len(rows) == 2 * 2 * len(engines)
-    assert len(figures["missing"]) + len(engines) == 5
+    assert len(figures["missing"]) + len(engines) == len(ENGINES)
     assert all(row["error"] < 1e-5 for row in rows)
     assert all(row["density"] == pytest.approx(0.1, abs=0.02) for row in rows[: len(engines)])
     assert all(row["runs"] == 3 and row["ms"]["low"] > 0.0 for row in rows)

@@ -72,7 +72,7 @@ for module in (runtime, unet, fusion):
     module.check_device = lambda *_: None
 
 sizes = (32, 64, 128) if EVERY else (16, 32)
-network = SparseUNet(6, 19, widths=sizes, blocks=2).eval()
+network = SparseUNet(6, 19, widths=sizes, blocks=1).eval()
 grid = (1, 40, 48)
 plan = build_plan(torch.arange(40 * 48), grid, network.depth)
 unet.TritonUNet(network, precision=PRECISION)(torch.zeros(40 * 48, 6), plan)
