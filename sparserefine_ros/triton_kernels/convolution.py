@@ -188,7 +188,7 @@ def _prune(
 
 
 # What was measured is kept on disk where this version of Triton can.
-_CACHING: Final[dict[str, Any]] = (
+CACHING: Final[dict[str, Any]] = (
     {"cache_results": True}
     if "cache_results" in inspect.signature(triton.autotune).parameters
     else {}
@@ -199,7 +199,7 @@ _CACHING: Final[dict[str, Any]] = (
     _configurations(),
     key=["size_class", "TAPS", "CHANNELS", "EXTRA_CHANNELS", "OUTPUTS", "SPLIT"],
     prune_configs_by={"early_config_prune": _prune},
-    **_CACHING,
+    **CACHING,
 )
 @triton.jit(do_not_specialize=["count", "inputs", "size_class"])
 def _convolve_kernel(
@@ -303,7 +303,7 @@ def convolve(
     features, factors = (None, None) if extra is None else (extra[0], extra[1].values)
     first, second = _targets(into)
     finish = (
-        bias, residual, _pitch(residual), raw, _pitch(raw), *first, *second, rows
+        bias, residual, pitch(residual), raw, pitch(raw), *first, *second, rows
     )  # fmt: skip
 
     def tiles(chosen: Mapping[str, int]) -> tuple[int, int]:
@@ -312,7 +312,7 @@ def convolve(
 
     with launching_on(x):
         _convolve_kernel[tiles](
-            x, _pitch(x), table, weights.values, features, _pitch(features), factors,
+            x, pitch(x), table, weights.values, features, pitch(features), factors,
             *finish, partial, count, x.shape[0], _size_class(count),
             TAPS=weights.taps, CHANNELS=weights.inputs,
             EXTRA_CHANNELS=0 if extra is None else extra[1].inputs,
@@ -327,12 +327,13 @@ def convolve(
 
 def _targets(into: Sequence[tuple[Tensor, Activation]]) -> list[tuple[Any, ...]]:
     listed: list[tuple[Any, ...]] = [
-        (out, _pitch(out), activation.scale, activation.shift) for out, activation in into
+        (out, pitch(out), activation.scale, activation.shift) for out, activation in into
     ]
     return listed + [(None, 0, None, None)] * (2 - len(listed))
 
 
-def _pitch(features: Tensor | None) -> int:
+def pitch(features: Tensor | None) -> int:
+    """Elements from one row to the next."""
     return 0 if features is None else features.stride(0)
 
 

@@ -25,8 +25,13 @@ def _asked_for_interpreter() -> bool:
 INTERPRETED: Final = _asked_for_interpreter()
 
 
+def suits(device: torch.device) -> bool:
+    """Whether kernels run on tensors of that device; the interpreter takes any, while asked for."""
+    return (INTERPRETED and _asked_for_interpreter()) or device.type == "cuda"
+
+
 def check_device(device: torch.device) -> None:
-    """Refuse devices that kernels cannot run on; the interpreter takes any, while asked for.
+    """Refuse devices that kernels cannot run on.
 
     Args:
         device: where the tensors are.
@@ -34,7 +39,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         BackendError: no CUDA device in this machine, or the tensors are elsewhere.
     """
-    if INTERPRETED and _asked_for_interpreter():
+    if suits(device):
         return
     if not torch.cuda.is_available():
         raise BackendError(
@@ -42,11 +47,10 @@ def check_device(device: torch.device) -> None:
             "driver and a CUDA build of PyTorch, or choose another sparse engine "
             f"({INTERPRETER_VARIABLE}=1 checks the kernels on the CPU, slowly)"
         )
-    if device.type != "cuda":
-        raise BackendError(
-            f"expected tensors on a CUDA device for Triton's kernels, got {device}; move network "
-            "and input there first, as in unet.to('cuda')"
-        )
+    raise BackendError(
+        f"expected tensors on a CUDA device for Triton's kernels, got {device}; move network and "
+        "input there first, as in unet.to('cuda')"
+    )
 
 
 def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:

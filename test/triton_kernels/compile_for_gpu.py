@@ -22,9 +22,9 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
 from sparserefine_ros.ensemble import GatedEnsembler
-from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.sparse.plan import Gather, build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
-from sparserefine_ros.triton_kernels import convolution, fusion, runtime, topology, unet
+from sparserefine_ros.triton_kernels import convolution, fusion, gradient, runtime, topology, unet
 
 CAPABILITY, PRECISION, EVERY = int(sys.argv[1]), sys.argv[2], "every" in sys.argv
 
@@ -77,9 +77,13 @@ grid = (1, 40, 48)
 plan = build_plan(torch.arange(40 * 48), grid, network.depth)
 unet.TritonUNet(network, precision=PRECISION)(torch.zeros(40 * 48, 6), plan)
 
-kernel = convolution.Weights.of(torch.zeros(9, 32, 32), torch.float16)
-x, table = torch.zeros(64, 32, dtype=torch.float16), torch.zeros(64, 9, dtype=torch.int32)
+dtype = unet._DTYPES[PRECISION]
+kernel = convolution.Weights.of(torch.zeros(9, 32, 32), dtype)
+x, table = torch.zeros(64, 32, dtype=dtype), torch.zeros(64, 9, dtype=torch.int32)
 convolution.convolve(x, table, kernel, 64, raw=torch.zeros(64, 32), split=3)
+
+rows = Gather(torch.arange(64), table, tuple(range(9)))
+gradient.weight_gradient(x, x, rows)
 
 fusion.measure_uncertainty(torch.zeros(19, 8, 16))
 fusion.TritonGate(GatedEnsembler(19))(torch.zeros(64, 19), torch.zeros(64, 19))

@@ -20,7 +20,7 @@ if not HAS_GPU:
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     with contextlib.suppress(ImportError):
-        from sparserefine_ros.triton_kernels import fusion, topology, unet  # noqa: F401
+        from sparserefine_ros.triton_kernels import fusion, gradient, topology, unet  # noqa: F401
     del os.environ[VARIABLE]
     if before is not None:
         os.environ[VARIABLE] = before
