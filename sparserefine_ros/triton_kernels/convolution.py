@@ -18,6 +18,7 @@ Shape legend: N input rows; M output rows; T taps; I input channels; O output ch
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any, Final
 import torch
 import triton
 import triton.language as tl
+import triton.testing
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -163,10 +165,9 @@ def _configurations() -> list[triton.Config]:
     if INTERPRETED:
         return [triton.Config({"BLOCK_M": 64, "BLOCK_N": 16, "BLOCK_K": 16})]
     tiles = (
-        (128, 16, 16, 4, 4), (128, 32, 16, 4, 4), (128, 16, 32, 4, 4), (128, 32, 32, 4, 4),
-        (128, 64, 32, 4, 4), (128, 64, 64, 4, 3), (128, 128, 32, 8, 3), (128, 128, 64, 8, 3),
-        (64, 32, 32, 4, 4), (64, 64, 32, 4, 4), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3),
-        (32, 64, 64, 4, 4),
+        (128, 16, 16, 4, 4), (128, 16, 32, 4, 4), (128, 32, 16, 4, 4), (128, 32, 32, 4, 4),
+        (64, 32, 32, 4, 4), (128, 64, 32, 4, 4), (128, 64, 64, 4, 3), (64, 64, 32, 4, 4),
+        (64, 64, 64, 4, 4), (32, 64, 64, 4, 4), (64, 128, 64, 4, 3), (128, 128, 64, 8, 3),
     )  # fmt: skip
     return [
         triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=depth)
@@ -177,29 +178,35 @@ def _configurations() -> list[triton.Config]:
 def _prune(
     configurations: Sequence[triton.Config], named: Mapping[str, Any], **given: Any
 ) -> list[triton.Config]:
-    """Tiles no wider than the convolution; the narrowest is always among them."""
-    outputs, channels = given["OUTPUTS"], given["CHANNELS"]
+    """Tiles as wide as the convolution, or 64 channels and more; some are left for any of them."""
+    widest, deepest = (
+        power_of_two(given[name], least=least)
+        for name, least in (("OUTPUTS", LANES), ("CHANNELS", 2 * LANES))
+    )
     return [
         configuration
         for configuration in configurations
-        if configuration.kwargs["BLOCK_N"] <= power_of_two(outputs, least=LANES)
-        and configuration.kwargs["BLOCK_K"] <= power_of_two(channels, least=LANES)
+        if INTERPRETED
+        or (
+            min(_USUAL_TILE, widest) <= configuration.kwargs["BLOCK_N"] <= widest
+            and configuration.kwargs["BLOCK_K"] <= deepest
+        )
     ]
 
 
-# What was measured is kept on disk where this version of Triton can.
-CACHING: Final[dict[str, Any]] = (
-    {"cache_results": True}
-    if "cache_results" in inspect.signature(triton.autotune).parameters
-    else {}
-)
+# Each tile is tried for some 25 ms. What was measured is kept on disk where this Triton can do so.
+TUNING: Final[dict[str, Any]] = {
+    "do_bench": functools.partial(triton.testing.do_bench, warmup=5, rep=20)
+}
+if "cache_results" in inspect.signature(triton.autotune).parameters:
+    TUNING["cache_results"] = True
 
 
 @triton.autotune(
     _configurations(),
     key=["size_class", "TAPS", "CHANNELS", "EXTRA_CHANNELS", "OUTPUTS", "SPLIT"],
     prune_configs_by={"early_config_prune": _prune},
-    **CACHING,
+    **TUNING,
 )
 @triton.jit(do_not_specialize=["count", "inputs", "size_class"])
 def _convolve_kernel(

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparserefine_ros.sparse.plan import Gather
-from sparserefine_ros.triton_kernels.convolution import CACHING, LANES, Weights, convolve, pitch
+from sparserefine_ros.triton_kernels.convolution import LANES, TUNING, Weights, convolve, pitch
 from sparserefine_ros.triton_kernels.precision import multiply_add
 from sparserefine_ros.triton_kernels.runtime import (
     INTERPRETED,
@@ -96,7 +96,7 @@ def _prune(
     _configurations(),
     key=["size_class", "TAPS", "CHANNELS", "OUTPUTS"],
     prune_configs_by={"early_config_prune": _prune},
-    **CACHING,
+    **TUNING,
 )
 @triton.jit(do_not_specialize=["count", "inputs", "share", "size_class"])
 def _weight_gradient_kernel(
