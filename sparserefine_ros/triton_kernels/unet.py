@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
+import triton
 from torch import Tensor, nn
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError
@@ -85,7 +86,7 @@ class _Block:
         self._conv2 = _Kernel(block.conv2.kernel, dtype)
         self._shortcut: Weights | None = None
         if isinstance(block.shortcut, nn.Linear):
-            self._shortcut = Weights.of(block.shortcut.weight.t()[None], dtype)
+            self._shortcut = Weights.of(block.shortcut.weight.detach().clone().t()[None], dtype)
 
     def __call__(
         self, x: _Stream, links: Links, wanted: _Wanted, *, keep: Tensor | None = None
@@ -217,7 +218,7 @@ class TritonUNet:
             self._stem = _Kernel(unet.stem.kernel, self._dtype)
             self._levels = _Level(unet.levels, self._stem.outputs, self._dtype)
             self._exit = _activation(unet.norm)
-            self._head = Weights.of(unet.head.weight.t()[None], self._dtype)
+            self._head = Weights.of(unet.head.weight.detach().clone().t()[None], self._dtype)
             self._bias = unet.head.bias.detach().float().clone()
 
     @torch.inference_mode()
@@ -227,8 +228,21 @@ class TritonUNet:
         Raises:
             DeviceMemoryError: the GPU has too little memory for so many pixels, even after
                 PyTorch has given back what it holds unused.
+            BackendError: features or plan are on another device, or the GPU refuses a kernel.
         """
-        return with_memory(lambda: self._run(features, plan), features.shape[0], self._device)
+        places = {features.device, plan.levels[0].sites.device}
+        if places != {self._device}:
+            raise BackendError(
+                f"expected features and plan on {self._device}, as the weights, got "
+                f"{features.device} and {plan.levels[0].sites.device}; move them: plan.to(device)"
+            )
+        try:
+            return with_memory(lambda: self._run(features, plan), features.shape[0], self._device)
+        except (triton.CompilationError, triton.OutOfResources) as err:
+            raise BackendError(
+                f"expected {self._device} to take the kernels in {self._dtype}, it does not "
+                f"({err}); choose another precision, or the sparse engine pytorch"
+            ) from err
 
     def _run(self, features: Tensor, plan: SparsePlan) -> Tensor:
         links = plan.levels[0].same
@@ -256,8 +270,7 @@ def with_memory(run: Callable[[], Tensor], count: int, device: torch.device) -> 
     try:
         return run()
     except torch.OutOfMemoryError:
-        # Its traceback holds the tensors of the failed run; they are free from here on.
-        pass
+        pass  # from here on nothing holds the tensors of the failed run
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
@@ -266,4 +279,4 @@ def with_memory(run: Callable[[], Tensor], count: int, device: torch.device) -> 
         raise DeviceMemoryError(
             f"expected memory on {device} for the sparse network on {count} pixels, it ran out "
             f"({err}); lower max_refined_pixels, or free memory of the GPU"
-        ) from err
+        ) from err.with_traceback(None)  # which would hold the tensors of the failed run

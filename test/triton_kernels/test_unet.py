@@ -15,7 +15,7 @@ from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid
 from torch import Tensor
 
 NO_TRITON = "Triton is not installed: pip install triton (Linux, x86-64)"
-pytest.importorskip("triton", reason=NO_TRITON)
+triton = pytest.importorskip("triton", reason=NO_TRITON)
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError  # noqa: E402
 from sparserefine_ros.sparse.engines import open_engine  # noqa: E402
@@ -207,6 +207,23 @@ class TestRefuses:
         monkeypatch.setattr(builtins, "__import__", absent)
         with pytest.raises(BackendError, match="pip install triton"):
             open_engine("triton", make_unet((5,), 1), threads=1)
+
+    def test_tensors_elsewhere(self, device: torch.device) -> None:
+        mask, unet = MASKS["corners"], make_unet((5,), 1).to(device)
+        plan = make_plan(mask, unet).to(torch.device("meta"))
+        with pytest.raises(BackendError, match=r"expected features and plan on .* and meta; move"):
+            TritonUNet(unet)(make_features(mask).to(device), plan)
+
+    def test_a_gpu_that_refuses_a_kernel(
+        self, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise triton.OutOfResources(300_000, 232_448, "shared memory")
+
+        monkeypatch.setattr(module, "convolve", refuse)
+        mask, unet = MASKS["corners"], make_unet((5,), 1).to(device)
+        with pytest.raises(BackendError, match=r"float16, it does not .*shared memory.* precision"):
+            TritonUNet(unet)(make_features(mask).to(device), make_plan(mask, unet).to(device))
 
     def test_opens_by_name(self, device: torch.device) -> None:
         assert isinstance(
