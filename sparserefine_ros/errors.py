@@ -22,6 +22,10 @@ class BackendError(SparseRefineError):
     """An inference engine is unknown, not installed, or refused a model."""
 
 
+class DeviceMemoryError(SparseRefineError):
+    """The memory of a GPU does not suffice for this frame; the dense result still holds."""
+
+
 class ModelOutputError(SparseRefineError):
     """A model ran but returned something unusable: NaN, wrong shape, wrong number of classes."""
 

@@ -22,6 +22,7 @@ from sparserefine_ros.errors import BackendError
 
 VARIABLE: Final = "SPARSEREFINE_KERNELS"
 PYTORCH: Final = "pytorch"
+TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
 _INTERFACE: Final = 2

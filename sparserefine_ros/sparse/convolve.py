@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse convolution with gradients, on the compiled kernels or in PyTorch.
+"""Sparse convolution with gradients, on the compiled kernels, on Triton's, or in PyTorch.
 
-The compiled kernels compute in float32 on the CPU. In PyTorch, which takes every other case, the
+The compiled kernels compute in float32 on the CPU. Triton's take a CUDA GPU where the environment
+variable SPARSEREFINE_KERNELS=triton asks for them. In PyTorch, which takes every other case, the
 linked rows of a chunk are gathered, then multiplied as one matrix.
 
 Shape legend: N input rows; M output rows of a gather; T taps of a gather; K = 9 kernel taps;
@@ -10,14 +11,18 @@ I input channels; O output channels. Kernels are [K, I, O], taps numbered as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels import autograd, convolution
-from sparserefine_ros.kernels.library import Kernels, compiled_kernels
+from sparserefine_ros.kernels.library import TRITON, VARIABLE, Kernels, compiled_kernels
 from sparserefine_ros.sparse.plan import Gather, Links
 
 # Elements of the gathered block; about 4 MB of float32 stays in the caches of two cores.
@@ -103,6 +108,9 @@ def _convolve(
     features: Tensor, kernel: Tensor, gathers: tuple[Gather, ...], outputs: int
 ) -> Tensor:
     width = kernel.shape[2]
+    triton = _triton_for(features)
+    if triton is not None:
+        return triton.convolve_gathers(features, kernel, gathers, outputs)
     kernels = _kernels_for(features)
     if kernels is not None:
         features = features.contiguous()
@@ -120,6 +128,33 @@ def _convolve(
 def _kernels_for(features: Tensor) -> Kernels | None:
     suits = features.dtype == torch.float32 and features.device.type == "cpu"
     return compiled_kernels() if suits else None
+
+
+@dataclass(frozen=True)
+class _Triton:
+    """What `sparserefine_ros.triton_kernels.gradient` offers."""
+
+    convolve_gathers: Callable[[Tensor, Tensor, tuple[Gather, ...], int], Tensor]
+    weight_gradient: Callable[[Tensor, Tensor, Gather], Tensor]
+    suits: Callable[[torch.device], bool]
+
+
+@functools.cache
+def _triton() -> _Triton:
+    try:
+        from sparserefine_ros.triton_kernels import gradient, runtime
+    except ImportError as err:
+        raise BackendError(
+            f"expected the package triton for {VARIABLE}={TRITON} ({err}); pip install triton "
+            f"(Linux, x86-64), or unset {VARIABLE}"
+        ) from err
+    return _Triton(gradient.convolve_gathers, gradient.weight_gradient, runtime.suits)
+
+
+def _triton_for(features: Tensor) -> _Triton | None:
+    if os.environ.get(VARIABLE, "").lower() != TRITON or features.dtype == torch.float64:
+        return None
+    return _triton() if _triton().suits(features.device) else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -146,6 +181,12 @@ class _Convolution(torch.autograd.Function):
 
 
 def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tensor) -> Tensor:
+    triton = _triton_for(features)
+    if triton is not None:
+        result = torch.zeros_like(kernel, dtype=torch.float32)
+        for gather in links.forward:
+            result[list(gather.taps)] += triton.weight_gradient(features, grad, gather)
+        return result.to(kernel.dtype)
     kernels = _kernels_for(features)
     if kernels is not None:
         result, features = torch.zeros_like(kernel), features.contiguous()

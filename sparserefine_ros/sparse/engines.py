@@ -43,6 +43,19 @@ def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
     return SpConvUNet(unet)
 
 
+def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
+    try:
+        import triton  # noqa: F401
+    except ImportError as err:
+        raise BackendError(
+            f"expected the package triton for the engine triton ({err}); pip install triton "
+            "(Linux, x86-64)"
+        ) from err
+    from sparserefine_ros.triton_kernels.unet import TritonUNet
+
+    return TritonUNet(unet)
+
+
 def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
     from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet
 
@@ -57,6 +70,7 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "compiled": lambda unet, threads: _compiled(unet, threads, torch.float32),
     "compiled-bfloat16": lambda unet, threads: _compiled(unet, threads, torch.bfloat16),
     "pytorch": lambda unet, threads: NativeUNet(unet),
+    "triton": _triton,
     "spconv": _spconv,
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-onnxruntime": _dense_onnxruntime,
@@ -90,12 +104,13 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
 
     Args:
         name: "compiled" (our C++ kernels, float32), "compiled-bfloat16" (products of bfloat16, sums
-            in float32), "pytorch", "spconv", or masked convolutions on the whole picture, for
-            comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto": see `choose_engine`.
-        unet: trained weights.
+            in float32), "pytorch", "triton" (our GPU kernels, in half precision), "spconv", or
+            masked convolutions on the whole picture, for comparison: "dense" in PyTorch,
+            "dense-onnxruntime"; "auto": see `choose_engine`.
+        unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 
     Raises:
-        BackendError: no engine of that name, or it is not installed.
+        BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
     return _ENGINES[choose_engine(name, unet)](unet, threads)
