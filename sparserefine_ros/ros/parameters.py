@@ -19,9 +19,15 @@ from typing import Final, TypeVar
 from rclpy.node import Node
 
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
+from sparserefine_ros.ros.cameras import NOT_SET, find_camera_mistakes
+from sparserefine_ros.ros.parameter_spec import (
+    ParameterSpec,
+    check_value,
+    declare_parameter,
+    from_ros,
+)
 
-V = TypeVar("V", bool, int, float, str)
+V = TypeVar("V", bool, int, float, str, tuple[str, ...])
 
 MAX_CLASSES: Final = 255
 
@@ -51,15 +57,27 @@ class NodeParameters:
     threads: int = _parameter(
         0, "CPU threads of the models; 0: one per core.", minimum=0, maximum=1024
     )
+    image_topics: tuple[str, ...] = _parameter(
+        NOT_SET,
+        "Topics of several cameras that share the model, such as "
+        "[/front/image_raw, /rear/image_raw]; the outputs of each lie under its name, such as "
+        '~/front/labels. [""]: one camera on the topic image.',
+    )
+    camera_names: tuple[str, ...] = _parameter(
+        NOT_SET,
+        "Names of the cameras of image_topics, in that order; "
+        '[""]: each is named after its topic, front for /front/image_raw.',
+    )
     transport: str = _parameter(
         "raw",
-        "Message type on the topic image: raw for sensor_msgs/Image, "
+        "Message type of the pictures: raw for sensor_msgs/Image, "
         "compressed for sensor_msgs/CompressedImage.",
         choices=("raw", "compressed"),
     )
     image_reliability: str = _parameter(
         "best_effort",
-        "Reliability of the subscription to image; reliable receives from reliable cameras only.",
+        "Reliability of the subscriptions to the cameras; reliable receives from reliable cameras "
+        "only.",
         choices=("best_effort", "reliable"),
     )
     max_image_megapixels: float = _parameter(
@@ -102,9 +120,17 @@ class NodeParameters:
         maximum=3.6e6,
         run_time=True,
     )
+    latency_error_after_s: float = _parameter(
+        10.0,
+        "Diagnostics turn ERROR when the median latency has been above latency_warn_ms for so "
+        "many seconds without a break; 0.0: off.",
+        minimum=0.0,
+        maximum=86400.0,
+        run_time=True,
+    )
     stale_after_s: float = _parameter(
         2.0,
-        "Diagnostics turn STALE when no picture has come for so many seconds; 0.0: off.",
+        "Diagnostics turn STALE when a camera has sent no frames for so many seconds; 0.0: off.",
         minimum=0.0,
         maximum=86400.0,
         run_time=True,
@@ -142,7 +168,8 @@ def declare(node: Node) -> dict[str, str]:
 
 def read(node: Node) -> NodeParameters:
     """The declared parameters of `node` as they are now."""
-    return NodeParameters(**{spec.name: node.get_parameter(spec.name).value for spec in PARAMETERS})
+    values = {spec.name: from_ros(node.get_parameter(spec.name).value) for spec in PARAMETERS}
+    return NodeParameters(**values)  # type: ignore[arg-type]
 
 
 def find_mistakes(
@@ -157,6 +184,8 @@ def find_mistakes(
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
     mistakes = [text for spec, value in values if (text := check_value(spec, value))]
+    if not any(text.startswith(("image_topics", "camera_names")) for text in mistakes):
+        mistakes += find_camera_mistakes(parameters.image_topics, parameters.camera_names)
     threshold = parameters.entropy_threshold
     if -1.0 < threshold < 0.0:
         mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")
@@ -200,6 +229,7 @@ def change(
     Raises:
         ConfigurationError: the changes make no sense; the text lists every mistake.
     """
+    changes = {name: from_ros(value) for name, value in changes.items()}
     mistakes = [
         f"{spec.name}: is read when the node is configured; to change it, clean the node up "
         "(deactivate, cleanup), set it and configure again, or restart the node with the new value"
@@ -208,7 +238,7 @@ def change(
         and not spec.run_time
         and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
     ]
-    changed = NodeParameters(**{**dataclasses.asdict(current), **changes})
+    changed = NodeParameters(**(dataclasses.asdict(current) | changes))
     mistakes += find_mistakes(changed, classes=classes, selector=selector)
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
