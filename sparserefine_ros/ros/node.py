@@ -22,7 +22,6 @@ from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -32,6 +31,7 @@ from sparserefine_ros.ros.cameras import Camera, choose_cameras
 from sparserefine_ros.ros.diagnostics import build_statuses, statuses_to_message
 from sparserefine_ros.ros.loading import ModelLoader, load_model
 from sparserefine_ros.ros.middleware import configure_middleware
+from sparserefine_ros.ros.publishers import newest_only
 from sparserefine_ros.ros.reports import Limits, NodeReport
 from sparserefine_ros.ros.session import Session
 from sparserefine_ros.ros.stopping import init_until_signal
@@ -187,15 +187,10 @@ class SegmentNode(LifecycleNode):
             raise RuntimeError("expected a configured node")
         self._session.publish_label_info()
         self._worker.start()
-        reliable = self._settings.image_reliability == "reliable"
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=1,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
+        quality = newest_only(self._settings.image_reliability)
         for stream in self._serving:
             subscription = self.create_subscription(
-                self._session.message_type, stream.camera.topic, self._taker(stream), qos
+                self._session.message_type, stream.camera.topic, self._taker(stream), quality
             )
             self._inputs.append(subscription)
             stream.topic = subscription.topic_name

@@ -80,6 +80,12 @@ class NodeParameters:
         "only.",
         choices=("best_effort", "reliable"),
     )
+    output_reliability: str = _parameter(
+        "reliable",
+        "Reliability of the outputs; reliable serves both kinds of subscribers, best_effort does "
+        "not wait for slow or distant ones.",
+        choices=("best_effort", "reliable"),
+    )
     max_image_megapixels: float = _parameter(
         64.0,
         "Larger pictures are rejected, before memory is spent on them.",

@@ -11,16 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.records import Map, Prediction
 from sparserefine_ros.ros.compressed import map_to_png, picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
-
-_OVERRIDES: Final = QoSOverridingOptions([QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY])
 
 Array = NDArray[Any]
 
@@ -80,33 +77,30 @@ class Wanted:
         return frozenset(drawn.union(source for source in sources if source is not None))
 
 
-def _quality() -> QoSProfile:
-    """Serves reliable and best-effort subscribers; depth 1 keeps results fresh.
-
-    A new one each time: rclpy writes the overrides into the profile it is given.
-    """
+def newest_only(reliability: str) -> QoSProfile:
+    """Quality of service that keeps the newest message only, "reliable" or "best_effort"."""
+    reliable = reliability == "reliable"
     return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
     )
 
 
 class Outputs:
     """Publishers of one camera.
 
-    Reliability and depth can be overridden by ROS's own parameters, such as
-    `qos_overrides./segment/labels.publisher.depth`.
-
     Args:
         node: a lifecycle node, owner of the publishers; they publish while it is active.
         prefix: what comes before the name of an output, such as `~/` or `~/front/`.
+        reliability: "reliable" or "best_effort".
     """
 
-    def __init__(self, node: LifecycleNode, prefix: str) -> None:
+    def __init__(self, node: LifecycleNode, prefix: str, reliability: str) -> None:
         self._node = node
+        quality = newest_only(reliability)
         self._publishers: dict[str, Any] = {
-            name: node.create_lifecycle_publisher(
-                output.kind, f"{prefix}{name}", _quality(), qos_overriding_options=_OVERRIDES
-            )
+            name: node.create_lifecycle_publisher(output.kind, f"{prefix}{name}", quality)
             for name, output in OUTPUTS.items()
         }
 

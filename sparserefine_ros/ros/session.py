@@ -38,7 +38,10 @@ class Session:
         streams: Sequence[Stream],
     ) -> None:
         self.model = model
-        self._outputs = {stream: Outputs(node, stream.camera.prefix) for stream in streams}
+        reliability = parameters().output_reliability
+        self._outputs = {
+            stream: Outputs(node, stream.camera.prefix, reliability) for stream in streams
+        }
         self._label_info = LabelInfo(node)
         self._clock, self._logger = node.get_clock(), node.get_logger()
         self._parameters = parameters

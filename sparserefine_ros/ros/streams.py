@@ -85,7 +85,8 @@ class Stream:
         """
         now_s, window = time.perf_counter(), self.history.snapshot()
         new = counts.processed - self._reported.processed
-        if not 0.0 < warn_ms < recent_latency_ms(window.frames, new):
+        idle = new == 0 and counts.in_flight == 0
+        if idle or not 0.0 < warn_ms < recent_latency_ms(window.frames, new):
             self._slow_since_s = None
         elif self._slow_since_s is None:
             self._slow_since_s = now_s

@@ -195,18 +195,15 @@ def test_other_cameras_after_another_configuration(stage: Stage, peer: Peer) -> 
     assert node.count_publishers("segment/side/labels") == 1
 
 
-def test_overrides_of_the_quality_of_service(stage: Stage) -> None:
-    name = "qos_overrides./segment/labels.publisher.reliability"
-    node = make_fake_node(stage, FakePipeline(), autostart=False, **{name: "best_effort"})
+@pytest.mark.parametrize("reliability", ["reliable", "best_effort"])
+def test_reliability_of_the_outputs(stage: Stage, reliability: str) -> None:
+    node = make_fake_node(
+        stage, FakePipeline(), image_topics=TOPICS, output_reliability=reliability, autostart=False
+    )
     node.trigger_configure()
-    (info,) = node.get_publishers_info_by_topic("/segment/labels")
-    assert info.qos_profile.reliability.name == "BEST_EFFORT"
-    (info,) = node.get_publishers_info_by_topic("/segment/entropy")
-    assert info.qos_profile.reliability.name == "RELIABLE"
-    node.trigger_cleanup()
-    node.trigger_configure()
-    (info,) = node.get_publishers_info_by_topic("/segment/labels")
-    assert info.qos_profile.reliability.name == "BEST_EFFORT"
+    for topic in ("segment/front/labels", "segment/rear/overlay/compressed"):
+        (info,) = node.get_publishers_info_by_topic(f"/{topic}")
+        assert info.qos_profile.reliability.name == reliability.upper()
 
 
 @pytest.mark.parametrize("kind", [Image, CompressedImage])

@@ -168,6 +168,8 @@ def test_only_run_time_parameters_change_on_a_configured_node() -> None:
         ]
         if spec.name == "image_reliability":
             other = "reliable"
+        if spec.name == "output_reliability":
+            other = "best_effort"
         with pytest.raises(ConfigurationError, match=rf"{spec.name}: .*configure.*restart"):
             change(current, {spec.name: other}, configured=True)
         if spec.name == "camera_names":

@@ -97,4 +97,17 @@ def test_slowness_is_timed_without_breaks(clock: FakeTime) -> None:
         slow_s.append(stream.report(counts, warn_ms=100.0, subscribed=()).slow_s)
         clock.now_s += 2.0
     assert slow_s == [0.0, 2.0, 0.0, 0.0, 2.0]
-    assert stream.report(counts, warn_ms=0.0, subscribed=()).slow_s == 0.0
+    busy = dataclasses.replace(counts, received=counts.received + 1, in_flight=1)
+    assert stream.report(busy, warn_ms=100.0, subscribed=()).slow_s == 4.0
+    assert stream.report(busy, warn_ms=0.0, subscribed=()).slow_s == 0.0
+
+
+def test_an_idle_camera_is_not_slow(clock: FakeTime) -> None:
+    stream = Stream(Camera("", "image"))
+    stream.start()
+    stream.history.add(record(500.0))
+    counts = FrameCounts(received=1, processed=1)
+    for _ in range(3):
+        report = stream.report(counts, warn_ms=100.0, subscribed=())
+        clock.now_s += 5.0
+    assert report.slow_s == 0.0
