@@ -156,7 +156,12 @@ def bench_cameras(
                 watcher.spin(lambda: time.monotonic() > end_s, 2 * seconds + 60, segment, peer)
                 watcher.follow_memory = False
                 settled_s = time.monotonic() + _SETTLE_S
-                watcher.spin(lambda: time.monotonic() > settled_s, _TIMEOUT_S, segment, peer)
+                watcher.spin(
+                    lambda: time.monotonic() > settled_s and watcher.in_flight == 0,
+                    _TIMEOUT_S,
+                    segment,
+                    peer,
+                )
             watcher.destroy_node()
     finally:
         rclpy.try_shutdown()
@@ -208,6 +213,11 @@ class _Watcher(Node):
     def received(self) -> int:
         """Frames that the node has received."""
         return sum(int(values.get("received", 0)) for values in self.values.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that the node has not done with."""
+        return sum(int(values.get("in_flight", 0)) for values in self.values.values())
 
     def spin(self, met: Callable[[], bool], timeout_s: float, *processes: NodeProcess) -> None:
         """Spin until `met()`; the first process is the node under test."""

@@ -28,12 +28,20 @@ PARAMETERS: Final = (
     ParameterSpec("publish", NOT_SET, "Topics to publish on; the last part compressed: JPEG."),
     ParameterSpec("listen", NOT_SET, "Topics to take; the last part compressed: CompressedImage."),
     ParameterSpec("rate_hz", 10.0, "Pictures per second on each.", minimum=0.1, maximum=1000.0),
-    ParameterSpec("count", 1, "Pictures on each.", minimum=1, maximum=1_000_000_000),
+    ParameterSpec(
+        "count",
+        1,
+        "Pictures on each, one of them a second after the others.",
+        minimum=1,
+        maximum=1_000_000_000,
+    ),
     ParameterSpec("width", 2048, "Of the picture in pixels.", minimum=1, maximum=16384),
     ParameterSpec("height", 1024, "Of the picture in pixels.", minimum=1, maximum=16384),
 )
 # A publisher may see a subscriber before it is seen; a best-effort message would be lost then.
 _SETTLE_S: Final = 1.0
+# A lost message is noticed by the one after it: the last one comes when all is quiet.
+_LAST_S: Final = 1.0
 
 
 class BenchPeer(Node):
@@ -69,8 +77,10 @@ class BenchPeer(Node):
         makers = [picture_to_jpeg if _kind(topic) is CompressedImage else _to_raw
                   for topic in self._topics]  # fmt: skip
         messages = [make(self._picture, Header()) for make in makers]
-        for index in range(self._count * len(self._topics)):
-            due_s = start_s + index / (self._rate_hz * len(self._topics))
+        total = self._count * len(self._topics)
+        for index in range(total):
+            pause_s = _LAST_S if index >= total - len(self._topics) else 0.0
+            due_s = start_s + index / (self._rate_hz * len(self._topics)) + pause_s
             if stop.wait(max(0.0, due_s - time.monotonic())):
                 return
             message = messages[index % len(messages)]
