@@ -62,35 +62,45 @@ def name_of_topic(topic: str) -> str:
     return parts[-2] if len(parts) > 1 else "".join(parts)
 
 
-def find_camera_mistakes(topics: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Everything that is wrong with the parameters image_topics and camera_names."""
+def find_list_mistakes(topics: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What is wrong with image_topics or camera_names, whatever the other one is."""
     topics, names = _given(topics), _given(names)
-    mistakes = [
-        f"image_topics: expected topic names such as /front/image_raw, got {topic!r}"
-        for topic in topics
-        if not _TOPIC.fullmatch(topic)
+    return [
+        *(
+            f"image_topics: expected topic names such as /front/image_raw, got {topic!r}"
+            for topic in topics
+            if not _TOPIC.fullmatch(topic)
+        ),
+        *(
+            f"image_topics: expected each topic once, got {topic} twice or more"
+            for topic in _repeated(topics)
+        ),
+        *(
+            "camera_names: expected letters, digits and underscores after a letter, "
+            f"such as front_left, got {name!r}"
+            for name in names
+            if not _NAME.fullmatch(name)
+        ),
+        *(
+            f"camera_names: expected each name once, got {name!r} twice or more"
+            for name in _repeated(names)
+        ),
     ]
-    mistakes += [f"image_topics: expected each topic once, got {text} twice or more"
-                 for text in _repeated(topics)]  # fmt: skip
+
+
+def find_pairing_mistakes(topics: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What is wrong with image_topics and camera_names together, each being right by itself."""
+    topics, names = _given(topics), _given(names)
     if names and len(names) != len(topics):
-        mistakes.append(
+        return [
             f"camera_names: expected one name for each of the {len(topics)} image_topics, "
             f"got {len(names)}"
-        )
-    mistakes += [
-        "camera_names: expected letters, digits and underscores after a letter, "
-        f"such as front_left, got {name!r}"
-        for name in names
-        if not _NAME.fullmatch(name)
-    ]
-    if not mistakes:
-        cameras = [camera.name for camera in choose_cameras(topics, names)]
-        how = "" if names else "; they come from image_topics, set camera_names to tell them apart"
-        mistakes += [
-            f"camera_names: expected each name once, got {text!r} twice or more{how}"
-            for text in _repeated(cameras)
         ]
-    return mistakes
+    return [
+        f"image_topics: expected topics that give each camera a name of its own, got {name!r} "
+        "twice or more; set camera_names to tell them apart"
+        for name in _repeated([camera.name for camera in choose_cameras(topics, names)])
+    ]
 
 
 def _given(texts: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from rclpy.node import Node
 
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.ros.cameras import NOT_SET, find_camera_mistakes
+from sparserefine_ros.ros.cameras import NOT_SET, find_list_mistakes, find_pairing_mistakes
 from sparserefine_ros.ros.parameter_spec import (
     ParameterSpec,
     check_value,
@@ -179,7 +179,11 @@ def read(node: Node) -> NodeParameters:
 
 
 def find_mistakes(
-    parameters: NodeParameters, *, classes: int | None = None, selector: str | None = None
+    parameters: NodeParameters,
+    *,
+    classes: int | None = None,
+    selector: str | None = None,
+    complete: bool = True,
 ) -> list[str]:
     """Everything that is wrong with `parameters`, one text for each mistake.
 
@@ -187,11 +191,15 @@ def find_mistakes(
         parameters: the values to check.
         classes: number of classes of the bundle; None while it is not known.
         selector: kind of the bundle's selector; None while it is not known.
+        complete: whether all have their final values. `ros2 param set` sets one at a time, so
+            that parameters read at configuration may contradict each other until then.
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
     mistakes = [text for spec, value in values if (text := check_value(spec, value))]
-    if not any(text.startswith(("image_topics", "camera_names")) for text in mistakes):
-        mistakes += find_camera_mistakes(parameters.image_topics, parameters.camera_names)
+    cameras = parameters.image_topics, parameters.camera_names
+    if all(isinstance(texts, tuple) for texts in cameras):
+        found = find_list_mistakes(*cameras)
+        mistakes += found or (find_pairing_mistakes(*cameras) if complete else [])
     threshold = parameters.entropy_threshold
     if -1.0 < threshold < 0.0:
         mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")
@@ -245,7 +253,7 @@ def change(
         and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
     ]
     changed = NodeParameters(**(dataclasses.asdict(current) | changes))
-    mistakes += find_mistakes(changed, classes=classes, selector=selector)
+    mistakes += find_mistakes(changed, classes=classes, selector=selector, complete=configured)
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     return changed

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from sparserefine_ros.ros.cameras import (
     NOT_SET,
     Camera,
     choose_cameras,
-    find_camera_mistakes,
+    find_list_mistakes,
+    find_pairing_mistakes,
     name_of_topic,
 )
+
+
+def find_camera_mistakes(topics: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Of the lists by themselves, else of both together."""
+    return find_list_mistakes(topics, names) or find_pairing_mistakes(topics, names)
 
 
 @pytest.mark.parametrize("unset", [NOT_SET, ()])
@@ -64,7 +72,11 @@ def test_names_can_be_given() -> None:
         (["/a/image"], ["1a"], "after a letter.*'1a'"),
         (["/a/image", "/b/image"], ["", "x"], "after a letter.*''"),
         (["/a/i", "/b/i"], ["x", "x"], "each name once, got 'x' twice or more$"),
-        (["/a/color/i", "/b/color/i"], NOT_SET, "got 'color' twice .*set camera_names"),
+        (
+            ["/a/color/i", "/b/color/i"],
+            NOT_SET,
+            "got 'color' twice .*set camera_names",
+        ),
     ],
 )
 def test_mistakes_are_named(topics: list[str], names: list[str], text: str) -> None:

@@ -168,12 +168,12 @@ def test_only_run_time_parameters_change_on_a_configured_node() -> None:
         ]
         if spec.name == "image_reliability":
             other = "reliable"
+        if spec.name == "camera_names":
+            other = ("front",)
         if spec.name == "output_reliability":
             other = "best_effort"
         with pytest.raises(ConfigurationError, match=rf"{spec.name}: .*configure.*restart"):
             change(current, {spec.name: other}, configured=True)
-        if spec.name == "camera_names":
-            continue  # one alone makes no sense
         assert getattr(change(current, {spec.name: other}, configured=False), spec.name) == other
 
 
@@ -225,3 +225,14 @@ def test_cameras_are_checked_with_the_rest() -> None:
             configured=False,
         )
     assert "threads: expected int" in str(caught.value)
+
+
+def test_topics_and_names_of_cameras_can_be_set_one_after_the_other() -> None:
+    topics = {"image_topics": ["/a/color/image", "/b/color/image"]}
+    halfway = change(NodeParameters(), topics, configured=False)
+    assert "set camera_names to tell them apart" in find_mistakes(halfway)[0]
+    done = change(halfway, {"camera_names": ["a", "b"]}, configured=False)
+    assert find_mistakes(done) == []
+    other_way = change(NodeParameters(), {"camera_names": ["a", "b"]}, configured=False)
+    assert "one name for each of the 0 image_topics" in find_mistakes(other_way)[0]
+    assert change(other_way, topics, configured=False) == done
