@@ -3,8 +3,13 @@
 
 An argument left empty overrides nothing: defaults live in the parameter file and the node alone.
 The node is a lifecycle node that configures and activates itself, see its parameter `autostart`.
+Included in another launch file, the node follows that file's namespaces (PushROSNamespace), remaps
+(SetRemap) and parameters (SetParameter, SetUseSimTime).
 """
 
+from __future__ import annotations
+
+import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
@@ -12,10 +17,14 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 PACKAGE = "sparserefine_ros"
 NODE = "segment"
 OUTPUTS = ("overlay", "entropy", "refined")
+# Arguments that become parameters of the node when they are given.
+TEXTS = ("bundle", "device")
+LISTS = ("image_topics", "camera_names")
 
 
 def installed(*path: str) -> PathJoinSubstitution:
@@ -36,6 +45,17 @@ def generate_launch_description() -> LaunchDescription:
             default_value="",
             description="Topic of the camera's pictures; empty: image in the node's namespace.",
         ),
+        DeclareLaunchArgument(
+            "image_topics",
+            default_value="",
+            description="Topics of several cameras instead, as '[/front/image_raw, "
+            "/rear/image_raw]'; empty: as in params_file.",
+        ),
+        DeclareLaunchArgument(
+            "camera_names",
+            default_value="",
+            description="Names of these cameras, as '[front, rear]'; empty: as in params_file.",
+        ),
         DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node."),
         DeclareLaunchArgument(
             "params_file",
@@ -46,6 +66,12 @@ def generate_launch_description() -> LaunchDescription:
             "device",
             default_value="",
             description="Where the models run, such as cpu or cuda:0; empty: as in params_file.",
+        ),
+        DeclareLaunchArgument(
+            "use_sim_time",
+            default_value="",
+            choices=["", "true", "false"],
+            description="Whether the time comes from the topic /clock; empty: as it is otherwise.",
         ),
         DeclareLaunchArgument(
             "rviz",
@@ -66,12 +92,12 @@ def start(context: LaunchContext) -> list[Node]:
     """The node with what was given on the command line, and RViz looking at its topics."""
     given = {
         name: LaunchConfiguration(name).perform(context)
-        for name in ("bundle", "image", "namespace", "device", "log_level")
+        for name in (*TEXTS, *LISTS, "image", "namespace", "use_sim_time", "log_level")
     }
     overrides = {
-        name: ParameterValue(given[name], value_type=str)
-        for name in ("bundle", "device")
-        if given[name]
+        **{name: ParameterValue(given[name], value_type=str) for name in TEXTS if given[name]},
+        **{name: read_list(name, given[name]) for name in LISTS if given[name]},
+        **sim_time(given["use_sim_time"]),
     }
     segment = LifecycleNode(
         package=PACKAGE,
@@ -83,21 +109,49 @@ def start(context: LaunchContext) -> list[Node]:
         remappings=[("image", given["image"])] if given["image"] else [],
         ros_arguments=["--log-level", given["log_level"]] if given["log_level"] else [],
     )
-    # The RViz configuration names the topics of a node without namespace.
-    namespace = f"/{given['namespace'].strip('/')}".rstrip("/")
-    image = (
-        given["image"]
-        if given["image"].startswith("/")
-        else f"{namespace}/{given['image'] or 'image'}"
-    )
+    pushed = context.launch_configurations.get("ros_namespace")
+    namespace = make_namespace_absolute(prefix_namespace(pushed, given["namespace"])) or "/"
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         arguments=["-d", installed("config", "segment.rviz")],
-        remappings=[
-            ("/image", image),
-            *((f"/{NODE}/{output}", f"{namespace}/{NODE}/{output}") for output in OUTPUTS),
-        ],
+        parameters=[sim_time(given["use_sim_time"])] if given["use_sim_time"] else [],
+        remappings=rviz_remaps(namespace.rstrip("/"), given),
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
     return [segment, rviz]
+
+
+def sim_time(given: str) -> dict[str, bool]:
+    """The parameter use_sim_time, when it was given."""
+    return {"use_sim_time": given == "true"} if given else {}
+
+
+def read_list(name: str, text: str) -> list[str]:
+    """A list of texts as YAML writes it, or with nothing but commas."""
+    value = yaml.safe_load(text if text.lstrip().startswith("[") else f"[{text}]")
+    if not value or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name}: expected a list of texts, as '[front, rear]', got {text!r}")
+    return value
+
+
+def rviz_remaps(namespace: str, given: dict[str, str]) -> list[tuple[str, str]]:
+    """From the topics in RViz's configuration, those of a node without namespace and with one
+    camera, to the topics of this node; of several cameras the first is shown."""
+    image, outputs = given["image"] or "image", f"{namespace}/{NODE}"
+    if given["image_topics"]:
+        image = read_list("image_topics", given["image_topics"])[0]
+        names = given["camera_names"] and read_list("camera_names", given["camera_names"])
+        outputs += f"/{names[0] if names else camera_name(image)}"
+    image = image if image.startswith("/") else f"{namespace}/{image}"
+    return [
+        ("/image", image),
+        *((f"/{NODE}/{output}", f"{outputs}/{output}") for output in OUTPUTS),
+    ]
+
+
+def camera_name(topic: str) -> str:
+    """The name that the node gives to the camera of a topic."""
+    from sparserefine_ros.ros.cameras import name_of_topic
+
+    return name_of_topic(topic)

@@ -15,7 +15,18 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / "launch" / "segment.launch.py"
-ARGUMENTS = {"bundle", "image", "namespace", "params_file", "device", "rviz", "log_level"}
+ARGUMENTS = {
+    "bundle",
+    "image",
+    "image_topics",
+    "camera_names",
+    "namespace",
+    "params_file",
+    "device",
+    "use_sim_time",
+    "rviz",
+    "log_level",
+}
 RECORDER = """#!{python}
 import json, pathlib, sys
 files = [sys.argv[i + 1] for i, text in enumerate(sys.argv) if text == "--params-file"]
@@ -60,18 +71,31 @@ def launch_description() -> Any:
     return module.generate_launch_description()
 
 
-def start(records: dict[str, Path], **arguments: str) -> dict[str, Any]:
-    """Launch with these arguments; returns what the executable `segment` was given."""
+def start(records: dict[str, Path], *before: Any, **arguments: str) -> dict[str, Any]:
+    """Launch with these arguments, after the actions `before` in the same group.
+
+    Returns what the executable `segment` was given.
+    """
     from launch import LaunchDescription, LaunchService
-    from launch.actions import IncludeLaunchDescription
+    from launch.actions import GroupAction, IncludeLaunchDescription
     from launch.launch_description_sources import PythonLaunchDescriptionSource
 
     service = LaunchService(noninteractive=True)
     source = PythonLaunchDescriptionSource(str(LAUNCH_FILE))
     include = IncludeLaunchDescription(source, launch_arguments=arguments.items())
-    service.include_launch_description(LaunchDescription([include]))
+    service.include_launch_description(LaunchDescription([GroupAction([*before, include])]))
     assert service.run() == 0
     return json.loads(records["sparserefine_ros"].read_text())
+
+
+def parameters(record: dict[str, Any]) -> dict[str, Any]:
+    """What the parameter files after the first set."""
+    values: dict[str, Any] = {}
+    for _, text in record["files"][1:]:
+        # launch_ros writes lists as tuples, with a tag that rcl's parser passes over.
+        for section in yaml.safe_load(text.replace("!!python/tuple", "")).values():
+            values |= section["ros__parameters"]
+    return values
 
 
 def remaps(record: dict[str, Any]) -> set[str]:
@@ -108,14 +132,52 @@ def test_arguments_override(records: dict[str, Path], tmp_path: Path) -> None:
         params_file=str(own),
         log_level="debug",
     )
-    (_, base), (_, overrides) = record["files"]
-    assert base == own.read_text()
-    (section,) = yaml.safe_load(overrides).values()
-    assert section["ros__parameters"] == {"bundle": "123", "device": "cuda:0"}
+    assert record["files"][0][1] == own.read_text()
+    assert parameters(record) == {"bundle": "123", "device": "cuda:0"}
     expected = {"__node:=segment", "__ns:=/robot", "image:=/front/image_raw"}
     assert remaps(record) == expected
     words = record["arguments"]
     assert words[words.index("--log-level") + 1] == "debug"
+
+
+@pytest.mark.parametrize("text", ["[/front/image, /rear/image]", "/front/image,/rear/image"])
+def test_several_cameras_become_parameters(records: dict[str, Path], text: str) -> None:
+    record = start(records, image_topics=text, camera_names="[ahead, behind]", use_sim_time="true")
+    assert parameters(record) == {
+        "image_topics": ["/front/image", "/rear/image"],
+        "camera_names": ["ahead", "behind"],
+        "use_sim_time": True,
+    }
+
+
+@pytest.mark.parametrize("text", ["[]", "[1, 2]", "[[a], b]"])
+def test_a_list_that_is_none_is_refused(text: str) -> None:
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    for argument in launch_description().get_launch_arguments():
+        argument.execute(context)
+    context.launch_configurations["image_topics"] = text
+    with pytest.raises(ValueError, match="image_topics: expected a list of texts"):
+        launch_description().entities[-1].execute(context)
+
+
+def test_it_follows_the_launch_file_that_includes_it(records: dict[str, Path]) -> None:
+    from launch_ros.actions import PushROSNamespace, SetParameter, SetRemap
+
+    record = start(
+        records,
+        PushROSNamespace("fleet"),
+        SetRemap("segment/labels", "/map/labels"),
+        SetParameter("use_sim_time", True),
+        namespace="robot",
+        rviz="true",
+    )
+    assert {"__ns:=/fleet/robot", "segment/labels:=/map/labels"} <= remaps(record)
+    assert "use_sim_time:=True" in record["arguments"] or parameters(record)["use_sim_time"] is True
+    shown = remaps(json.loads(records["rviz2"].read_text()))
+    assert "/segment/overlay:=/fleet/robot/segment/overlay" in shown
+    assert "/image:=/fleet/robot/image" in shown
 
 
 @pytest.mark.parametrize(
@@ -125,6 +187,12 @@ def test_arguments_override(records: dict[str, Path], tmp_path: Path) -> None:
         ({"namespace": "a/b"}, "/a/b/image", "/a/b/segment/overlay"),
         ({"namespace": "/a", "image": "cam"}, "/a/cam", "/a/segment/overlay"),
         ({"namespace": "a", "image": "/cam"}, "/cam", "/a/segment/overlay"),
+        ({"image_topics": "[/x/image, /y/image]"}, "/x/image", "/segment/x/overlay"),
+        (
+            {"image_topics": "[/x/image, /y/image]", "camera_names": "[p, q]", "namespace": "a"},
+            "/x/image",
+            "/a/segment/p/overlay",
+        ),
     ],
 )
 def test_rviz_looks_at_the_topics_of_the_node(

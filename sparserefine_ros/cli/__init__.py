@@ -11,9 +11,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from sparserefine_ros.cli.bench import add_bench
 from sparserefine_ros.cli.bundle import add_bundle
 from sparserefine_ros.cli.engine import add_engine
-from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
+from sparserefine_ros.cli.evaluate import add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
 from sparserefine_ros.cli.train import add_ablate, add_train
 from sparserefine_ros.cli.zoo import add_export, add_zoo

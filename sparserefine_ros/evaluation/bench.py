@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,12 +18,12 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.street import StreetScene
-from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
-from sparserefine_ros.records import STAGES, Prediction
+from sparserefine_ros.records import STAGES, DenseOutput, Prediction
 from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
@@ -32,6 +33,17 @@ from sparserefine_ros.uncertainty import measure_uncertainty
 # bfloat16 flip those that tie to about a hundredth.
 _LABELS_EQUAL = 0.9999
 _LABELS_EQUAL_BFLOAT16 = 0.998
+
+
+# The rows of SparseRefine's table 6, and what is none of its networks.
+_PARTS: Final = {
+    "= selector": ("entropy", "selection"),
+    "= sparse extractor": ("plan", "refine"),
+    "= ensembler": ("fusion", "maps"),
+    "all but networks, plan": tuple(
+        name for name in STAGES if name not in ("dense", "plan", "refine")
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ def bench_pipeline(
     *,
     frames: int,
     warmup: int,
+    density: float | None = None,
 ) -> Figures:
     """Time each stage on frames of a procedural street.
 
@@ -91,12 +104,17 @@ def bench_pipeline(
         size: (H, W).
         frames: timed frames.
         warmup: frames before them.
+        density: mean share of the pictures to refine, those the selector ranks highest, without a
+            pixel budget; None for what the bundle's threshold and budget select.
 
     Raises:
+        ConfigurationError: an impossible density.
         SparseRefineError: the outputs differ from the reference computation.
     """
     pictures = street_pictures(size)
     pipeline = Pipeline(bundle, options)
+    if density is not None:
+        _select_share(pipeline, pictures, density)
     labels_equal = compare_with_reference(pipeline, pictures[0])
     for index in range(warmup):
         pipeline(pictures[index % len(pictures)])
@@ -118,14 +136,41 @@ def bench_pipeline(
     )
 
 
+def _select_share(
+    pipeline: Pipeline, pictures: Sequence[NDArray[np.uint8]], density: float
+) -> None:
+    """Set the threshold so that this share of all the pictures together is above it."""
+    if not 0.0 < density < 1.0:
+        raise ConfigurationError(f"expected a density between 0 and 1, got {density}")
+    segmenter, scores = _open_segmenter(pipeline.bundle), []
+    for picture in pictures:
+        low_res_image, dense = _dense_result(pipeline.bundle, segmenter, picture)
+        scores.append(
+            pipeline.selector.score(low_res_image, dense, measure_uncertainty(dense.logits)).numpy()
+        )
+    pipeline.selector.threshold = float(np.quantile(np.stack(scores), 1.0 - density))
+    pipeline.selector.max_pixels = 0
+
+
+def _dense_result(
+    bundle: Bundle, segmenter: Segmenter, image: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], DenseOutput]:
+    """The reduced picture and what the dense model says of it."""
+    low_res_size = bundle.spec.dense.input.low_res_size((image.shape[0], image.shape[1]))
+    low_res_image = resize_image(image, low_res_size)
+    return low_res_image, segmenter(low_res_image)
+
+
+def _open_segmenter(bundle: Bundle) -> Segmenter:
+    return open_segmenter(bundle, backend="auto", device="cpu", threads=0)
+
+
 def stage_rows(predictions: Sequence[Prediction]) -> dict[str, Spread]:
-    """Each stage, everything but the two networks together, and the whole."""
+    """Each stage, the parts that SparseRefine's table 6 adds up, and the whole."""
     stages = [p.times.milliseconds for p in predictions]
     rows = {name: Spread.of([times[name] for times in stages]) for name in STAGES}
-    glue = [
-        sum(times[n] for n in STAGES if n not in ("dense", "plan", "refine")) for times in stages
-    ]
-    rows["all but networks, plan"] = Spread.of(glue)
+    for part, members in _PARTS.items():
+        rows[part] = Spread.of([sum(times[name] for name in members) for times in stages])
     rows["total"] = Spread.of([p.times.total_ms for p in predictions])
     return rows
 
@@ -154,9 +199,7 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
     """The pipeline's result computed with the trainable modules, uint8 [H, W]."""
     bundle = pipeline.bundle
     full_size = (image.shape[0], image.shape[1])
-    segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
-    low_res_image = resize_image(image, bundle.spec.dense.input.low_res_size(full_size))
-    dense = segmenter(low_res_image)
+    low_res_image, dense = _dense_result(bundle, _open_segmenter(bundle), image)
     uncertainty = measure_uncertainty(dense.logits)
     labels = expand_map(uncertainty.labels, full_size).contiguous()
     spec = bundle.spec.refiner

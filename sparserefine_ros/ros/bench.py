@@ -53,7 +53,7 @@ def bench_node(
     try:
         with start_node(
             "sparserefine_ros.ros.segment",
-            parameters=_node_parameters(bundle, options),
+            parameters=node_parameters(bundle, options),
             remaps={"image": "/bench/image"},
         ) as process:
             client = _Client(process)
@@ -65,9 +65,10 @@ def bench_node(
         rclpy.try_shutdown()
 
 
-def _node_parameters(
+def node_parameters(
     bundle: Bundle, options: PipelineOptions
 ) -> dict[str, str | int | float | bool]:
+    """The parameters of a node that runs `bundle` with these options."""
     parameters: dict[str, str | int | float | bool] = {
         "bundle": str(bundle.folder.resolve()),
         "backend": options.backend,

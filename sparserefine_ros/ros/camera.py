@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import itertools
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import rclpy
 from numpy.typing import NDArray
@@ -25,6 +23,7 @@ from std_msgs.msg import Header
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.image import resize_image
+from sparserefine_ros.ros.compressed import picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
@@ -74,7 +73,6 @@ PARAMETERS: Final = (
     ),
 )
 
-_JPEG_QUALITY: Final = 90
 # A publisher may see a subscriber before it is seen; a best-effort message would be lost then.
 _SETTLE_S: Final = 0.5
 # The last message lies in this process's shared memory until the subscriber has fetched it.
@@ -186,7 +184,7 @@ class CameraNode(Node):
         if self._message_type is Image:
             self._publisher.publish(array_to_image(picture, "rgb8", header))
         else:
-            self._publisher.publish(_picture_to_jpeg(picture, header))
+            self._publisher.publish(picture_to_jpeg(picture, header))
 
 
 class _Pace:
@@ -224,15 +222,6 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     height = height or max(1, round(image.shape[0] * width / image.shape[1]))
     width = width or max(1, round(image.shape[1] * height / image.shape[0]))
     return resize_image(image, (height, width))
-
-
-def _picture_to_jpeg(picture: NDArray[np.uint8], header: Header) -> CompressedImage:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, jpeg = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
-    # As image_transport names it for a picture that was rgb8.
-    message = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
-    message.data = array.array("B", jpeg.tobytes())
-    return message
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node says about itself on /diagnostics.
 
-`build_status` turns frozen records into level, message and key-value pairs, without ROS;
-`status_to_message` wraps the result. Keys are dotted, as in `latency_ms.dense.median`.
+`build_statuses` turns frozen records into levels, messages and key-value pairs, without ROS;
+`statuses_to_message` wraps the result. Keys are dotted, as in `latency_ms.dense.median`.
+
+A node with the single camera on `image` has one status. With several cameras there is one for the
+node, whose level sums up the cameras, and one for each of them.
 """
 
 from __future__ import annotations
 
-import collections
 import enum
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,13 +20,21 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from sparserefine_ros.records import STAGES
+from sparserefine_ros.ros.reports import (
+    UNWATCHED,
+    CameraReport,
+    FrameRecord,
+    Limits,
+    ModelInfo,
+    NodeReport,
+)
 from sparserefine_ros.ros.worker import NEWER_FRAME, STOPPED, FrameCounts
 
-UNWATCHED: Final = "unwatched"
-WINDOW_FRAMES: Final = 200
 NODE_STAGES: Final = ("wait", "decode", *STAGES, "overlay", "publish")
+DIGEST_DIGITS: Final = 12
 
 _NONE: Final = "none"
+_WHOLE: Final = "segmentation"
 
 
 class Level(enum.IntEnum):
@@ -38,187 +47,112 @@ class Level(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class FrameRecord:
-    """Measurements of one processed frame.
-
-    Attributes:
-        stage_ms: time of each of `NODE_STAGES`.
-        total_ms: from the arrival in the node to the end of publication.
-        age_ms: from the stamp to the end of publication; None for a frame without a stamp.
-        refined_pixels: number of refined pixels.
-        refined_share: share of the frame, 0 .. 1.
-        budget_hit: whether the pixel budget removed candidates.
-    """
-
-    stage_ms: Mapping[str, float]
-    total_ms: float
-    age_ms: float | None
-    refined_pixels: int
-    refined_share: float
-    budget_hit: bool
-
-
-class FrameHistory:
-    """The last `WINDOW_FRAMES` frame records; written by the worker, read by the diagnostics."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._frames: collections.deque[FrameRecord] = collections.deque(maxlen=WINDOW_FRAMES)
-        self._budget_hits = 0
-
-    def add(self, record: FrameRecord) -> None:
-        """Append a frame; the oldest one leaves a full window."""
-        with self._lock:
-            self._frames.append(record)
-            self._budget_hits += record.budget_hit
-
-    def snapshot(self) -> tuple[tuple[FrameRecord, ...], int]:
-        """The frames of the window, oldest first, and the budget hits since the start."""
-        with self._lock:
-            return tuple(self._frames), self._budget_hits
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the level changes; 0 switches a limit off.
-
-    Attributes:
-        warn_ms, error_ms: median latency above which the level is WARN, ERROR.
-        stale_after_s: time without a picture after which the level is STALE.
-    """
-
-    warn_ms: float
-    error_ms: float
-    stale_after_s: float
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is loaded.
-
-    Attributes:
-        bundle: name of the bundle.
-        digest: SHA-256 of its bundle.yaml, hex.
-        backends: name of the engine of each model.
-        selector: what decides which pixels are refined.
-        threshold: of the selector; in nats for entropy.
-        max_refined_pixels: pixel budget; 0 for no limit.
-    """
-
-    bundle: str
-    digest: str
-    backends: Mapping[str, str]
-    selector: str
-    threshold: float
-    max_refined_pixels: int
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """State of the node at one instant.
-
-    Attributes:
-        phase: lifecycle state in words.
-        failure: which transition failed and why; empty when the last one went well.
-        model: what is loaded; None while unconfigured.
-        image_topic: resolved name of the input.
-        silent_s: time since the last picture, or since activation; None while not active.
-        counts: what became of the frames, now.
-        previous: the same at the previous report.
-        period_s: time since the previous report.
-        frames: the window of processed frames, oldest first.
-        budget_hits: frames since the start at which the pixel budget removed candidates.
-        middleware_lost: frames lost between publisher and node; None when that is not known.
-        limits: when the level changes.
-    """
-
-    phase: str
-    failure: str
-    model: ModelInfo | None
-    image_topic: str
-    silent_s: float | None
-    counts: FrameCounts
-    previous: FrameCounts
-    period_s: float
-    frames: Sequence[FrameRecord]
-    budget_hits: int
-    middleware_lost: int | None
-    limits: Limits
-
-
-@dataclass(frozen=True)
 class Status:
     """A diagnostic status without ROS types.
 
     Attributes:
-        level: how well the node is.
+        name: what it is about: "segmentation" for the node, "camera NAME" for one of several.
+        level: how well that is.
         message: one line that says why.
         values: key-value pairs in order.
     """
 
+    name: str
     level: Level
     message: str
     values: tuple[tuple[str, str], ...]
 
 
-def build_status(report: NodeReport) -> Status:
-    """Judge a report and write it out."""
-    level, message = _judge(report)
-    values = (
-        ("state", report.phase),
-        *_model_values(report.model),
-        *_count_values(report),
-        *_refinement_values(report),
-        *_latency_values(report.frames),
+def build_statuses(report: NodeReport) -> tuple[Status, ...]:
+    """Judge a report and write it out, the node's status first."""
+    cameras = report.cameras
+    judged = [_judge_camera(camera, report.limits) for camera in cameras]
+    level, message = _judge_node(report, judged)
+    values = [("state", report.phase), *_model_values(report.model)]
+    if len(cameras) == 1 and not cameras[0].name:
+        values += _camera_values(cameras[0], report.period_s)
+        return (Status(_WHOLE, level, message, tuple(values)),)
+    if not cameras:
+        return (Status(_WHOLE, level, message, tuple(values)),)
+    total = FrameCounts.total(camera.counts for camera in cameras)
+    before = FrameCounts.total(camera.previous for camera in cameras)
+    values += [
+        ("cameras", ", ".join(camera.name for camera in cameras)),
+        *_count_values(total, before, report.period_s),
+    ]
+    return (
+        Status(_WHOLE, level, message, tuple(values)),
+        *(
+            Status(f"camera {camera.name}", *verdict, _camera_values(camera, report.period_s))
+            for camera, verdict in zip(cameras, judged, strict=True)
+        ),
     )
-    return Status(level, message, values)
 
 
-def status_to_message(
-    status: Status, *, name: str, hardware_id: str, stamp: Time
+def statuses_to_message(
+    statuses: Sequence[Status], *, node_name: str, hardware_id: str, stamp: Time
 ) -> DiagnosticArray:
-    """The diagnostic_msgs/DiagnosticArray with this one status."""
-    entry = DiagnosticStatus(
-        level=bytes([status.level]),
-        name=name,
-        message=status.message,
-        hardware_id=hardware_id,
-        values=[KeyValue(key=key, value=value) for key, value in status.values],
+    """The diagnostic_msgs/DiagnosticArray with these statuses, named "NODE: STATUS"."""
+    message = DiagnosticArray(
+        status=[
+            DiagnosticStatus(
+                level=bytes([status.level]),
+                name=f"{node_name}: {status.name}",
+                message=status.message,
+                hardware_id=hardware_id,
+                values=[KeyValue(key=key, value=value) for key, value in status.values],
+            )
+            for status in statuses
+        ]
     )
-    message = DiagnosticArray(status=[entry])
     message.header.stamp = stamp
     return message
 
 
-def _judge(report: NodeReport) -> tuple[Level, str]:
+def _judge_node(report: NodeReport, judged: Sequence[tuple[Level, str]]) -> tuple[Level, str]:
     if report.failure:
         return Level.ERROR, report.failure
-    if report.silent_s is None:
+    if all(camera.silent_s is None for camera in report.cameras):
         return Level.OK, report.phase
-    limits = report.limits
-    if 0.0 < limits.stale_after_s < report.silent_s:
-        return Level.STALE, f"no picture on {report.image_topic} for {report.silent_s:.1f} s"
-    latency_ms = _recent_latency_ms(report)
+    if len(judged) == 1:
+        return judged[0]
+    levels = [level for level, _ in judged]
+    if all(level is Level.STALE for level in levels):
+        return Level.STALE, "no frames from any camera"
+    # One silent camera among others leaves the node at work: no more than a warning.
+    worst = max(Level.WARN if level is Level.STALE else level for level in levels)
+    troubles = [
+        f"{camera.name}: {text}"
+        for camera, (level, text) in zip(report.cameras, judged, strict=True)
+        if level is not Level.OK
+    ]
+    return worst, "; ".join(troubles) or f"segmenting {len(judged)} cameras"
+
+
+def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
+    if camera.silent_s is None:
+        return Level.OK, "not subscribed"
+    if 0.0 < limits.stale_after_s < camera.silent_s:
+        return Level.STALE, f"no frames on {camera.topic} for {camera.silent_s:.1f} s"
+    latency_ms = camera.recent_latency_ms
     if 0.0 < limits.error_ms < latency_ms:
         return Level.ERROR, _latency_text(latency_ms, limits.error_ms)
-    rejected = report.counts.rejected_total - report.previous.rejected_total
+    slow = 0.0 < limits.warn_ms < latency_ms
+    if slow and 0.0 < limits.error_after_s <= camera.slow_s:
+        text = _latency_text(latency_ms, limits.warn_ms)
+        return Level.ERROR, f"{text}, for {camera.slow_s:.0f} s now"
+    rejected = camera.counts.rejected_total - camera.previous.rejected_total
     if rejected > 0:
-        return Level.WARN, f"{rejected} frames rejected, the last: {report.counts.last_rejection}"
-    if 0.0 < limits.warn_ms < latency_ms:
+        return Level.WARN, f"{rejected} frames rejected, the last: {camera.counts.last_rejection}"
+    if slow:
         return Level.WARN, _latency_text(latency_ms, limits.warn_ms)
-    return Level.OK, "segmenting" if report.frames else "waiting for the first picture"
+    if camera.stamps_back > camera.previous_stamps_back:
+        return Level.WARN, f"the stamps on {camera.topic} went back in time"
+    return Level.OK, "segmenting" if camera.frames else "waiting for the first picture"
 
 
 def _latency_text(latency_ms: float, limit_ms: float) -> str:
     return f"median latency {latency_ms:.1f} ms is above the limit of {limit_ms:g} ms"
-
-
-def _recent_latency_ms(report: NodeReport) -> float:
-    """Median over the frames since the previous report, at least the last one; 0 without any."""
-    if not report.frames:
-        return 0.0
-    new = max(1, report.counts.processed - report.previous.processed)
-    return float(np.median([frame.total_ms for frame in report.frames[-new:]]))
 
 
 def _model_values(model: ModelInfo | None) -> list[tuple[str, str]]:
@@ -226,7 +160,7 @@ def _model_values(model: ModelInfo | None) -> list[tuple[str, str]]:
         return [("bundle", _NONE)]
     return [
         ("bundle", model.bundle),
-        ("bundle_digest", model.digest),
+        ("bundle_digest", model.digest[:DIGEST_DIGITS]),
         *((f"backend.{name}", backend) for name, backend in sorted(model.backends.items())),
         ("selector", model.selector),
         ("selector_threshold", f"{model.threshold:.4f}"),
@@ -234,13 +168,30 @@ def _model_values(model: ModelInfo | None) -> list[tuple[str, str]]:
     ]
 
 
-def _count_values(report: NodeReport) -> list[tuple[str, str]]:
-    counts = report.counts
-    new = counts.processed - report.previous.processed
+def _camera_values(camera: CameraReport, period_s: float) -> tuple[tuple[str, str], ...]:
+    lost, silent_s = camera.middleware_lost, camera.silent_s
+    height, width = camera.frames[-1].size if camera.frames else (0, 0)
+    return (
+        ("topic", camera.topic),
+        ("size", f"{width} x {height}" if camera.frames else _NONE),
+        ("size_changes", str(camera.window.size_changes)),
+        ("subscribed", ", ".join(sorted(camera.subscribed)) or _NONE),
+        ("since_last_frame_s", _NONE if silent_s is None else f"{silent_s:.2f}"),
+        ("stamps_back", str(camera.stamps_back)),
+        *_count_values(camera.counts, camera.previous, period_s),
+        ("lost_in_middleware", "unknown" if lost is None else str(lost)),
+        *_refinement_values(camera),
+        *_latency_values(camera.frames),
+    )
+
+
+def _count_values(
+    counts: FrameCounts, previous: FrameCounts, period_s: float
+) -> list[tuple[str, str]]:
+    new = counts.processed - previous.processed
     dropped = dict.fromkeys((NEWER_FRAME, UNWATCHED, STOPPED), 0) | dict(counts.dropped)
-    lost = report.middleware_lost
     return [
-        ("fps", f"{new / report.period_s:.2f}" if report.period_s > 0 else _NONE),
+        ("fps", f"{new / period_s:.2f}" if period_s > 0 else _NONE),
         ("received", str(counts.received)),
         ("processed", str(counts.processed)),
         ("in_flight", str(counts.in_flight)),
@@ -252,17 +203,18 @@ def _count_values(report: NodeReport) -> list[tuple[str, str]]:
             for reason, number in sorted(counts.rejected.items())
         ),
         ("last_rejection", counts.last_rejection or _NONE),
-        ("lost_in_middleware", "unknown" if lost is None else str(lost)),
     ]
 
 
-def _refinement_values(report: NodeReport) -> list[tuple[str, str]]:
-    values = [("budget_hits", str(report.budget_hits))]
-    if report.frames:
-        last = report.frames[-1]
-        pixels = np.mean([frame.refined_pixels for frame in report.frames])
-        share = np.mean([frame.refined_share for frame in report.frames])
+def _refinement_values(camera: CameraReport) -> list[tuple[str, str]]:
+    values = [("budget_hits", str(camera.window.budget_hits))]
+    if camera.frames:
+        frames, last = camera.frames, camera.frames[-1]
+        hit_share = np.mean([frame.budget_hit for frame in frames])
+        pixels = np.mean([frame.refined_pixels for frame in frames])
+        share = np.mean([frame.refined_share for frame in frames])
         values += [
+            ("budget_hit_share", f"{hit_share:.3f}"),
             ("refined_pixels.last", str(last.refined_pixels)),
             ("refined_pixels.mean", f"{pixels:.1f}"),
             ("refined_share.last", f"{last.refined_share:.5f}"),

@@ -2,8 +2,8 @@
 """The lifecycle node `segment`: pictures in, maps and diagnostics out.
 
 The executor thread takes messages, transitions and parameters; a worker thread decodes, segments
-and publishes the newest frame. configure opens the bundle and creates the publishers, activate
-subscribes, deactivate and cleanup undo exactly that.
+and publishes the newest frame of each camera in turn. configure opens the bundle and creates the
+publishers, activate subscribes, deactivate and cleanup undo exactly that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import rclpy
@@ -22,33 +22,27 @@ from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
 
 from sparserefine_ros.dense.options import Progress
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.ros import parameters as node_parameters
-from sparserefine_ros.ros.diagnostics import (
-    FrameHistory,
-    Limits,
-    NodeReport,
-    build_status,
-    status_to_message,
-)
+from sparserefine_ros.ros.cameras import Camera, choose_cameras
+from sparserefine_ros.ros.diagnostics import build_statuses, statuses_to_message
 from sparserefine_ros.ros.loading import ModelLoader, load_model, load_while
-from sparserefine_ros.ros.losses import LossCounter
 from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.session import Frame, Session
+from sparserefine_ros.ros.publishers import newest_only
+from sparserefine_ros.ros.reports import Limits, NodeReport
+from sparserefine_ros.ros.session import Session
 from sparserefine_ros.ros.stopping import init_until_signal
+from sparserefine_ros.ros.streams import Frame, Stream
 from sparserefine_ros.ros.worker import INTERNAL, STOPPED, FrameCounts, LatestWorker
 
 if TYPE_CHECKING:
     from rclpy.subscription import MessageInfo
 
 NODE_NAME: Final = "segment"
-IMAGE_TOPIC: Final = "image"
 LOG_PERIOD_S: Final = 5.0
 
 SUCCESS: Final = TransitionCallbackReturn.SUCCESS
@@ -56,7 +50,7 @@ FAILURE: Final = TransitionCallbackReturn.FAILURE
 
 
 class SegmentNode(LifecycleNode):
-    """Segments the pictures on `image` while active.
+    """Segments the pictures on `image`, or of several cameras, while active.
 
     Args:
         load: opens bundle and pipeline; programs that embed the node may pass their own.
@@ -71,16 +65,15 @@ class SegmentNode(LifecycleNode):
         super().__init__(node_name, **options)
         self._load = load
         self._session: Session | None = None
-        self._subscription: Subscription[Any] | None = None
+        self._inputs: list[Subscription[Any]] = []
         self._phase = "unconfigured"
         self._failure = ""
         self._start_mistakes = node_parameters.declare(self)
         self._settings = node_parameters.read(self)
         self._worker = LatestWorker(self._process, on_rejected=self._log_rejection)
-        self._history = FrameHistory()
-        self._losses = LossCounter()
-        self._last_image_s = 0.0
-        self._reported = FrameCounts()
+        # Books are kept over the whole life of the node, also of cameras it no longer serves.
+        self._streams: dict[Camera, Stream] = {}
+        self._serving: tuple[Stream, ...] = ()
         self._reported_s = time.perf_counter()
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -95,11 +88,16 @@ class SegmentNode(LifecycleNode):
 
     @property
     def counts(self) -> FrameCounts:
-        """What became of the frames received since the node started."""
+        """What became of the frames received since the node started, over all cameras."""
         return self._worker.counts()
 
+    def counts_of(self, camera: str) -> FrameCounts:
+        """The same for the camera of this name; nothing for a camera that is not served."""
+        served = (stream.camera for stream in self._serving if stream.camera.name == camera)
+        return FrameCounts.total(self._worker.counts(each) for each in served)
+
     def close(self) -> None:
-        """Stop the worker and give up subscription, publishers and model, whatever the state."""
+        """Stop the worker and give up subscriptions, publishers and model, whatever the state."""
         self._unsubscribe()
         self._unload()
 
@@ -123,14 +121,15 @@ class SegmentNode(LifecycleNode):
         """Enable the publishers, start the worker and subscribe."""
         try:
             super().on_activate(state)
-            self._subscription = self._start()
+            self._start()
         except Exception as err:
             self._unsubscribe()
             super().on_deactivate(state)
             return self._refuse("activate", repr(err), traceback.format_exc())
         self._failure = ""
         self._phase = "active"
-        self.get_logger().info(f"segmenting {self._subscription.topic_name}")
+        topics = ", ".join(subscription.topic_name for subscription in self._inputs)
+        self.get_logger().info(f"segmenting {topics}")
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -178,7 +177,11 @@ class SegmentNode(LifecycleNode):
             )
         finally:
             self._phase = "unconfigured"
-        return Session(self, model, lambda: self._settings, self._history)
+        cameras = choose_cameras(self._settings.image_topics, self._settings.camera_names)
+        self._serving = tuple(
+            self._streams.setdefault(camera, Stream(camera)) for camera in cameras
+        )
+        return Session(self, model, lambda: self._settings, self._serving)
 
     def _note_progress(self, progress: Progress) -> None:
         """Called by the thread that loads the model."""
@@ -194,46 +197,46 @@ class SegmentNode(LifecycleNode):
         )
         return FAILURE
 
-    def _start(self) -> Subscription[Any]:
+    def _start(self) -> None:
         """Start the worker and subscribe."""
         if self._session is None:
             raise RuntimeError("expected a configured node")
-        header = Header(stamp=self.get_clock().now().to_msg())
-        self._session.outputs.publish_label_info(self._session.model.bundle.class_names, header)
+        self._session.publish_label_info()
         self._worker.start()
-        self._last_image_s = time.perf_counter()
-        reliable = self._settings.image_reliability == "reliable"
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=1,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
-        kind = self._session.message_type
-        self._losses.start()
-        return self.create_subscription(kind, IMAGE_TOPIC, self._take, qos)
+        quality = newest_only(self._settings.image_reliability)
+        for stream in self._serving:
+            subscription = self.create_subscription(
+                self._session.message_type, stream.camera.topic, self._taker(stream), quality
+            )
+            self._inputs.append(subscription)
+            stream.topic = subscription.topic_name
+            stream.start()
 
     def _unsubscribe(self) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        while self._inputs:
+            self.destroy_subscription(self._inputs.pop())
+        for stream in self._serving:
+            stream.stop()
         self._worker.stop()
 
     def _unload(self) -> None:
         if self._session is not None:
-            self._session.outputs.destroy()
+            self._session.destroy()
             self._session = None
 
-    def _take(self, message: Image | CompressedImage, info: MessageInfo) -> None:
-        self._last_image_s = time.perf_counter()
-        publisher = info.get("publisher_gid") or {}
-        self._losses.note(publisher.get("data", b""), info.get("publication_sequence_number"))
-        self._worker.offer(Frame(message, self._last_image_s))
+    def _taker(self, stream: Stream) -> Callable[[Any, MessageInfo], None]:
+        """The subscription's callback. rclpy reads its signature, so that no partial will do."""
+
+        def take(message: Image | CompressedImage, info: MessageInfo) -> None:
+            self._worker.offer(stream.take(message, info), stream.camera)
+
+        return take
 
     def _process(self, frame: Frame) -> str | None:
         return STOPPED if self._session is None else self._session.process(frame)
 
-    def _log_rejection(self, reason: str, error: Exception) -> None:
-        text = f"frame rejected ({reason}): {error}"
+    def _log_rejection(self, frame: Frame, reason: str, error: Exception) -> None:
+        text = f"frame of {frame.stream.topic} rejected ({reason}): {error}"
         if reason == INTERNAL:
             details = "".join(traceback.format_exception(error))
             self.get_logger().error(f"{text}\n{details}", throttle_duration_sec=LOG_PERIOD_S)
@@ -263,34 +266,38 @@ class SegmentNode(LifecycleNode):
             self._session.model.apply(self._settings)
 
     def _publish_diagnostics(self) -> None:
-        message = status_to_message(
-            build_status(self._report()),
-            name=f"{self.get_name()}: segmentation",
+        message = statuses_to_message(
+            build_statuses(self._report()),
+            node_name=self.get_name(),
             hardware_id=self.get_fully_qualified_name(),
             stamp=self.get_clock().now().to_msg(),
         )
         self._diagnostics.publish(message)
 
     def _report(self) -> NodeReport:
-        now_s, counts, settings = time.perf_counter(), self._worker.counts(), self._settings
-        frames, budget_hits = self._history.snapshot()
+        now_s, settings, session = time.perf_counter(), self._settings, self._session
+        cameras = [
+            stream.report(
+                self._worker.counts(stream.camera),
+                warn_ms=settings.latency_warn_ms,
+                subscribed=sorted(session.subscribed(stream)) if session else (),
+            )
+            for stream in self._serving
+        ]
         report = NodeReport(
             phase=self._phase,
             failure=self._failure,
-            model=None if self._session is None else self._session.describe_model(),
-            image_topic=self.resolve_topic_name(IMAGE_TOPIC),
-            silent_s=None if self._subscription is None else now_s - self._last_image_s,
-            counts=counts,
-            previous=self._reported,
+            model=None if session is None else session.describe_model(),
             period_s=now_s - self._reported_s,
-            frames=frames,
-            budget_hits=budget_hits,
-            middleware_lost=self._losses.lost,
             limits=Limits(
-                settings.latency_warn_ms, settings.latency_error_ms, settings.stale_after_s
+                warn_ms=settings.latency_warn_ms,
+                error_ms=settings.latency_error_ms,
+                error_after_s=settings.latency_error_after_s,
+                stale_after_s=settings.stale_after_s,
             ),
+            cameras=cameras,
         )
-        self._reported, self._reported_s = counts, now_s
+        self._reported_s = now_s
         return report
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ROS parameter: its default, range and description, declared and checked."""
+"""One ROS parameter: its default, range and description, declared and checked.
+
+Lists of texts are tuples here and lists in ROS; `from_ros` and `to_ros` go between the two.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
-Value = bool | int | float | str
+Value = bool | int | float | str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class ParameterSpec:
         return descriptor
 
 
+def from_ros(value: object) -> object:
+    """A parameter's value as it is held here."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def to_ros(value: object) -> object:
+    """A parameter's value as rclpy takes it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _number(value: float) -> str:
     return f"{value:.10g}"
 
@@ -81,30 +94,34 @@ def declare_parameter(node: Node, spec: ParameterSpec, *, read_only: bool = Fals
     descriptor = spec.descriptor()
     descriptor.read_only = read_only
     try:
-        node.declare_parameter(spec.name, spec.default, descriptor)
+        node.declare_parameter(spec.name, to_ros(spec.default), descriptor)
     except (InvalidParameterTypeException, InvalidParameterValueException):
         given = _start_value(node, spec)
         if isinstance(spec.default, float) and type(given) is int:
             given = float(given)
         mistake = check_value(spec, given)
         value = spec.default if mistake else given
-        node.declare_parameter(spec.name, value, descriptor, ignore_override=True)
+        node.declare_parameter(spec.name, to_ros(value), descriptor, ignore_override=True)
         return mistake
     return ""
 
 
 def _start_value(node: Node, spec: ParameterSpec) -> object:
     """The value the node was started with, whatever its type."""
-    node.declare_parameter(spec.name, spec.default, ParameterDescriptor(dynamic_typing=True))
-    value: object = node.get_parameter(spec.name).value
+    default = to_ros(spec.default)
+    node.declare_parameter(spec.name, default, ParameterDescriptor(dynamic_typing=True))
+    value = from_ros(node.get_parameter(spec.name).value)
     node.undeclare_parameter(spec.name)
     return value
 
 
 def check_value(spec: ParameterSpec, value: object) -> str:
     """What is wrong with a value of a parameter; empty when it fits."""
-    expected = f"expected {type(spec.default).__name__} {spec.constraints}".rstrip()
+    kind = "list of str" if isinstance(spec.default, tuple) else type(spec.default).__name__
+    expected = f"expected {kind} {spec.constraints}".rstrip()
     fits = type(value) is type(spec.default)
+    if fits and isinstance(value, tuple):
+        fits = all(isinstance(text, str) for text in value)
     if fits and spec.choices:
         fits = value in spec.choices
     if fits and spec.minimum is not None and spec.maximum is not None:

@@ -20,9 +20,15 @@ from rclpy.node import Node
 
 from sparserefine_ros.dense.options import PRECISIONS, parse_picture_sizes
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
+from sparserefine_ros.ros.cameras import NOT_SET, find_list_mistakes, find_pairing_mistakes
+from sparserefine_ros.ros.parameter_spec import (
+    ParameterSpec,
+    check_value,
+    declare_parameter,
+    from_ros,
+)
 
-V = TypeVar("V", bool, int, float, str)
+V = TypeVar("V", bool, int, float, str, tuple[str, ...])
 
 MAX_CLASSES: Final = 255
 
@@ -81,15 +87,33 @@ class NodeParameters:
     threads: int = _parameter(
         0, "CPU threads of the models; 0: one per core.", minimum=0, maximum=1024
     )
+    image_topics: tuple[str, ...] = _parameter(
+        NOT_SET,
+        "Topics of several cameras that share the model, such as "
+        "[/front/image_raw, /rear/image_raw]; the outputs of each lie under its name, such as "
+        '~/front/labels. [""]: one camera on the topic image.',
+    )
+    camera_names: tuple[str, ...] = _parameter(
+        NOT_SET,
+        "Names of the cameras of image_topics, in that order; "
+        '[""]: each is named after its topic, front for /front/image_raw.',
+    )
     transport: str = _parameter(
         "raw",
-        "Message type on the topic image: raw for sensor_msgs/Image, "
+        "Message type of the pictures: raw for sensor_msgs/Image, "
         "compressed for sensor_msgs/CompressedImage.",
         choices=("raw", "compressed"),
     )
     image_reliability: str = _parameter(
         "best_effort",
-        "Reliability of the subscription to image; reliable receives from reliable cameras only.",
+        "Reliability of the subscriptions to the cameras; reliable receives from reliable cameras "
+        "only.",
+        choices=("best_effort", "reliable"),
+    )
+    output_reliability: str = _parameter(
+        "reliable",
+        "Reliability of the outputs; reliable serves both kinds of subscribers, best_effort does "
+        "not wait for slow or distant ones.",
         choices=("best_effort", "reliable"),
     )
     max_image_megapixels: float = _parameter(
@@ -132,9 +156,17 @@ class NodeParameters:
         maximum=3.6e6,
         run_time=True,
     )
+    latency_error_after_s: float = _parameter(
+        10.0,
+        "Diagnostics turn ERROR when the median latency has been above latency_warn_ms for so "
+        "many seconds without a break; 0.0: off.",
+        minimum=0.0,
+        maximum=86400.0,
+        run_time=True,
+    )
     stale_after_s: float = _parameter(
         2.0,
-        "Diagnostics turn STALE when no picture has come for so many seconds; 0.0: off.",
+        "Diagnostics turn STALE when a camera has sent no frames for so many seconds; 0.0: off.",
         minimum=0.0,
         maximum=86400.0,
         run_time=True,
@@ -172,11 +204,16 @@ def declare(node: Node) -> dict[str, str]:
 
 def read(node: Node) -> NodeParameters:
     """The declared parameters of `node` as they are now."""
-    return NodeParameters(**{spec.name: node.get_parameter(spec.name).value for spec in PARAMETERS})
+    values = {spec.name: from_ros(node.get_parameter(spec.name).value) for spec in PARAMETERS}
+    return NodeParameters(**values)  # type: ignore[arg-type]
 
 
 def find_mistakes(
-    parameters: NodeParameters, *, classes: int | None = None, selector: str | None = None
+    parameters: NodeParameters,
+    *,
+    classes: int | None = None,
+    selector: str | None = None,
+    complete: bool = True,
 ) -> list[str]:
     """Everything that is wrong with `parameters`, one text for each mistake.
 
@@ -184,6 +221,8 @@ def find_mistakes(
         parameters: the values to check.
         classes: number of classes of the bundle; None while it is not known.
         selector: kind of the bundle's selector; None while it is not known.
+        complete: whether all have their final values. `ros2 param set` sets one at a time, so
+            that parameters read at configuration may contradict each other until then.
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
     mistakes = [text for spec, value in values if (text := check_value(spec, value))]
@@ -191,6 +230,10 @@ def find_mistakes(
         parse_picture_sizes(parameters.picture_sizes)
     except ConfigurationError as err:
         mistakes.append(f"picture_sizes: {err}")
+    cameras = parameters.image_topics, parameters.camera_names
+    if all(isinstance(texts, tuple) for texts in cameras):
+        found = find_list_mistakes(*cameras)
+        mistakes += found or (find_pairing_mistakes(*cameras) if complete else [])
     threshold = parameters.entropy_threshold
     if -1.0 < threshold < 0.0:
         mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")
@@ -234,6 +277,7 @@ def change(
     Raises:
         ConfigurationError: the changes make no sense; the text lists every mistake.
     """
+    changes = {name: from_ros(value) for name, value in changes.items()}
     mistakes = [
         f"{spec.name}: is read when the node is configured; to change it, clean the node up "
         "(deactivate, cleanup), set it and configure again, or restart the node with the new value"
@@ -242,8 +286,8 @@ def change(
         and not spec.run_time
         and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
     ]
-    changed = NodeParameters(**{**dataclasses.asdict(current), **changes})
-    mistakes += find_mistakes(changed, classes=classes, selector=selector)
+    changed = NodeParameters(**(dataclasses.asdict(current) | changes))
+    mistakes += find_mistakes(changed, classes=classes, selector=selector, complete=configured)
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     return changed

@@ -1,89 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's outputs: which of them somebody listens to, and the messages sent to them."""
+"""The outputs of one camera: which of them somebody listens to, and the messages sent to them."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.records import Map, Prediction
+from sparserefine_ros.ros.compressed import map_to_png, picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
 
-# Reliable publishers serve reliable and best-effort subscribers; depth 1 keeps results fresh.
-OUTPUT_QOS: Final = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
-)
-LATCHED_QOS: Final = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
-MAP_ENCODINGS: Final = {
-    Map.LABELS: "mono8",
-    Map.ENTROPY: "32FC1",
-    Map.CONFIDENCE: "mono8",
-    Map.REFINED: "mono8",
-}
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a camera.
+
+    Attributes:
+        kind: its message type.
+        source: the map it shows; None for the overlay.
+        to_message: makes the message from array and header.
+    """
+
+    kind: type
+    source: Map | None
+    to_message: Callable[[Array, Header], Any]
+
+
+def _raw(source: Map | None, encoding: str) -> Output:
+    return Output(Image, source, lambda pixels, header: array_to_image(pixels, encoding, header))
+
+
 OVERLAY: Final = "overlay"
-LABEL_INFO: Final = "label_info"
+OUTPUTS: Final[Mapping[str, Output]] = MappingProxyType(
+    {
+        "labels": _raw(Map.LABELS, "mono8"),
+        "labels/compressed": Output(CompressedImage, Map.LABELS, map_to_png),
+        "entropy": _raw(Map.ENTROPY, "32FC1"),
+        "confidence": _raw(Map.CONFIDENCE, "mono8"),
+        "refined": _raw(Map.REFINED, "mono8"),
+        OVERLAY: _raw(None, "rgb8"),
+        "overlay/compressed": Output(CompressedImage, None, picture_to_jpeg),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The outputs that have a subscriber.
+    """The outputs that have a subscriber, by their names in OUTPUTS."""
 
-    Attributes:
-        published: maps to publish.
-        overlay: whether to draw and publish the overlay.
-    """
-
-    published: frozenset[Map]
-    overlay: bool
+    names: frozenset[str]
 
     def __bool__(self) -> bool:
-        return self.overlay or bool(self.published)
+        return bool(self.names)
+
+    @property
+    def overlay(self) -> bool:
+        """Whether the overlay must be drawn."""
+        return any(OUTPUTS[name].source is None for name in self.names)
 
     @property
     def computed(self) -> frozenset[Map]:
         """Maps the pipeline must compute: those published and those the overlay is drawn from."""
         drawn = {Map.LABELS, Map.REFINED} if self.overlay else set()
-        return self.published | drawn
+        sources = (OUTPUTS[name].source for name in self.names)
+        return frozenset(drawn.union(source for source in sources if source is not None))
+
+
+def newest_only(reliability: str) -> QoSProfile:
+    """Quality of service that keeps the newest message only, "reliable" or "best_effort"."""
+    reliable = reliability == "reliable"
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+    )
 
 
 class Outputs:
-    """Publishers in the private namespace of a lifecycle node.
+    """Publishers of one camera.
 
     Args:
-        node: owner of the publishers; they publish while it is active.
+        node: a lifecycle node, owner of the publishers; they publish while it is active.
+        prefix: what comes before the name of an output, such as `~/` or `~/front/`.
+        reliability: "reliable" or "best_effort".
     """
 
-    def __init__(self, node: LifecycleNode) -> None:
+    def __init__(self, node: LifecycleNode, prefix: str, reliability: str) -> None:
         self._node = node
-        self._maps = {
-            key: node.create_lifecycle_publisher(Image, f"~/{key.value}", OUTPUT_QOS)
-            for key in MAP_ENCODINGS
+        quality = newest_only(reliability)
+        self._publishers: dict[str, Any] = {
+            name: node.create_lifecycle_publisher(output.kind, f"{prefix}{name}", quality)
+            for name, output in OUTPUTS.items()
         }
-        self._overlay = node.create_lifecycle_publisher(Image, f"~/{OVERLAY}", OUTPUT_QOS)
-        vision = import_vision_msgs()
-        self._label_info = vision and node.create_lifecycle_publisher(
-            vision.LabelInfo, f"~/{LABEL_INFO}", LATCHED_QOS
-        )
 
     def wanted(self) -> Wanted:
         """Look which outputs have a subscriber now."""
         return Wanted(
-            frozenset(key for key, out in self._maps.items() if out.get_subscription_count() > 0),
-            self._overlay.get_subscription_count() > 0,
+            frozenset(
+                name for name, out in self._publishers.items() if out.get_subscription_count() > 0
+            )
         )
 
     def publish(
@@ -93,7 +119,7 @@ class Outputs:
         wanted: Wanted,
         header: Header,
     ) -> None:
-        """Publish the wanted maps.
+        """Publish the wanted outputs.
 
         Args:
             prediction: holds at least the maps of `wanted.computed`.
@@ -101,28 +127,25 @@ class Outputs:
             wanted: what to publish.
             header: stamp and frame of the input picture, copied to every output.
         """
-        for key in wanted.published:
-            array = _map_to_array(prediction, key)
-            self._maps[key].publish(array_to_image(array, MAP_ENCODINGS[key], header))
-        if overlay is not None:
-            self._overlay.publish(array_to_image(overlay, "rgb8", header))
-
-    def publish_label_info(self, class_names: Sequence[str], header: Header) -> None:
-        """Publish the names of the labels for late subscribers too; nothing without vision_msgs."""
-        if self._label_info is not None:
-            vision = import_vision_msgs()
-            self._label_info.publish(names_to_label_info(vision, class_names, header))
+        for name in wanted.names:
+            output = OUTPUTS[name]
+            array = overlay if output.source is None else map_to_array(prediction, output.source)
+            if array is not None:
+                self._publishers[name].publish(output.to_message(array, header))
 
     def destroy(self) -> None:
         """Take the publishers away from the node."""
-        for publisher in (*self._maps.values(), self._overlay, self._label_info):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
 
 
-def _map_to_array(prediction: Prediction, key: Map) -> NDArray[Any]:
-    """A map as it is published: what is refined becomes 255."""
-    arrays: dict[Map, NDArray[Any] | None] = {
+def map_to_array(prediction: Prediction, key: Map) -> Array:
+    """A map as it is published: what is refined becomes 255.
+
+    Raises:
+        ValueError: the prediction lacks the map.
+    """
+    arrays: dict[Map, Array | None] = {
         Map.LABELS: prediction.labels,
         Map.ENTROPY: prediction.entropy,
         Map.CONFIDENCE: prediction.confidence,
@@ -132,26 +155,3 @@ def _map_to_array(prediction: Prediction, key: Map) -> NDArray[Any]:
     if array is None:
         raise ValueError(f"expected the map {key.value} in the prediction: ask the pipeline for it")
     return array * np.uint8(255) if key is Map.REFINED else array
-
-
-def import_vision_msgs() -> Any:
-    """The module vision_msgs.msg, or None where it is not installed."""
-    try:
-        return importlib.import_module("vision_msgs.msg")
-    except ImportError:
-        return None
-
-
-def names_to_label_info(vision: Any, class_names: Sequence[str], header: Header) -> Any:
-    """The vision_msgs/LabelInfo that names the values of the labels map.
-
-    Args:
-        vision: the module vision_msgs.msg.
-        class_names: in label order.
-        header: its stamp says since when the names hold.
-    """
-    entries = [
-        vision.VisionClass(class_id=label, class_name=name)
-        for label, name in enumerate(class_names)
-    ]
-    return vision.LabelInfo(header=header, class_map=entries)

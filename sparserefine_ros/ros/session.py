@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
@@ -13,28 +12,22 @@ from std_msgs.msg import Header
 
 from sparserefine_ros.render import draw_overlay
 from sparserefine_ros.ros.convert import compressed_to_rgb, image_to_rgb
-from sparserefine_ros.ros.diagnostics import UNWATCHED, FrameHistory, FrameRecord, ModelInfo
+from sparserefine_ros.ros.label_info import LabelInfo
 from sparserefine_ros.ros.loading import Model
 from sparserefine_ros.ros.parameters import NodeParameters
 from sparserefine_ros.ros.publishers import Outputs
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A message with its arrival, `time.perf_counter` seconds."""
-
-    message: Image | CompressedImage
-    arrived_s: float
+from sparserefine_ros.ros.reports import UNWATCHED, FrameRecord, ModelInfo
+from sparserefine_ros.ros.streams import Frame, Stream
 
 
 class Session:
-    """A configured node: decodes, segments and publishes frames.
+    """A configured node: decodes, segments and publishes the frames of its cameras.
 
     Args:
         node: owner of the publishers.
-        model: bundle and pipeline.
+        model: bundle and pipeline, shared by the cameras.
         parameters: returns the node's parameters as they are now; asked once a frame.
-        history: gets a record of every processed frame.
+        streams: the cameras.
     """
 
     def __init__(
@@ -42,13 +35,16 @@ class Session:
         node: LifecycleNode,
         model: Model,
         parameters: Callable[[], NodeParameters],
-        history: FrameHistory,
+        streams: Sequence[Stream],
     ) -> None:
         self.model = model
-        self.outputs = Outputs(node)
-        self._clock = node.get_clock()
+        reliability = parameters().output_reliability
+        self._outputs = {
+            stream: Outputs(node, stream.camera.prefix, reliability) for stream in streams
+        }
+        self._label_info = LabelInfo(node)
+        self._clock, self._logger = node.get_clock(), node.get_logger()
         self._parameters = parameters
-        self._history = history
         compressed = parameters().transport == "compressed"
         self.message_type = CompressedImage if compressed else Image
         self._to_rgb = compressed_to_rgb if compressed else image_to_rgb
@@ -63,7 +59,8 @@ class Session:
             ImageError: the message holds no usable picture.
             ModelOutputError: the model returned something unusable.
         """
-        wanted = self.outputs.wanted()
+        outputs = self._outputs[frame.stream]
+        wanted = outputs.wanted()
         if not wanted:
             return UNWATCHED
         parameters, header = self._parameters(), frame.message.header
@@ -83,9 +80,10 @@ class Session:
                 opacity=parameters.overlay_opacity,
             )
         watch.lap("overlay")
-        self.outputs.publish(prediction, overlay, wanted, header)
+        outputs.publish(prediction, overlay, wanted, header)
         watch.lap("publish")
         record = FrameRecord(
+            size=prediction.size,
             stage_ms={**watch.milliseconds, **prediction.times.milliseconds},
             total_ms=watch.total_ms,
             age_ms=self._age_ms(header),
@@ -93,8 +91,25 @@ class Session:
             refined_share=prediction.refined_share,
             budget_hit=prediction.budget_hit,
         )
-        self._history.add(record)
+        if frame.stream.history.add(record):
+            height, width = prediction.size
+            self._logger.info(f"{frame.stream.topic}: {width} x {height} pictures from now on")
         return None
+
+    def subscribed(self, stream: Stream) -> frozenset[str]:
+        """Names of the outputs of a camera that have a subscriber now."""
+        return self._outputs[stream].wanted().names
+
+    def publish_label_info(self) -> None:
+        """Publish the names of the labels, for late subscribers too."""
+        header = Header(stamp=self._clock.now().to_msg())
+        self._label_info.publish(self.model.bundle.class_names, header)
+
+    def destroy(self) -> None:
+        """Take the publishers away from the node."""
+        for outputs in self._outputs.values():
+            outputs.destroy()
+        self._label_info.destroy()
 
     def describe_model(self) -> ModelInfo:
         """What is loaded, for the diagnostics."""

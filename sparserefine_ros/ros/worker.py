@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-slot mailbox with a worker thread: the newest frame wins, and every frame is accounted for.
+"""A worker thread with one-slot mailboxes: the newest frame wins, and the cameras take turns.
 
-At every instant `received == processed + dropped + rejected + in_flight`.
+Every frame is accounted for: at every instant, for each mailbox,
+`received == processed + dropped + rejected + in_flight`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from sparserefine_ros.errors import ImageError, ModelOutputError
+from sparserefine_ros.ros.rhythm import Rhythm
 
 T = TypeVar("T")
 
@@ -31,7 +34,7 @@ class FrameCounts:
     Attributes:
         received: frames offered.
         processed: frames whose processing ended well.
-        in_flight: frames waiting or being processed, 0 .. 2.
+        in_flight: frames waiting or being processed, 0 .. 2 for each camera.
         dropped: frames given up without a fault of theirs, by reason.
         rejected: frames that could not be processed, by reason.
         last_rejection: text of the latest rejection; empty when there was none.
@@ -54,36 +57,83 @@ class FrameCounts:
         """Rejected frames over all reasons."""
         return sum(self.rejected.values())
 
+    @classmethod
+    def total(cls, parts: Iterable[FrameCounts]) -> FrameCounts:
+        """The sum over several cameras; the last rejection is that of the last one with any."""
+        parts = list(parts)
+        rejections = [part.last_rejection for part in parts if part.last_rejection]
+        dropped: collections.Counter[str] = collections.Counter()
+        rejected: collections.Counter[str] = collections.Counter()
+        for part in parts:
+            dropped.update(part.dropped)
+            rejected.update(part.rejected)
+        return cls(
+            received=sum(part.received for part in parts),
+            processed=sum(part.processed for part in parts),
+            in_flight=sum(part.in_flight for part in parts),
+            dropped=MappingProxyType(dict(dropped)),
+            rejected=MappingProxyType(dict(rejected)),
+            last_rejection=rejections[-1] if rejections else "",
+        )
+
+
+class _Mailbox(Generic[T]):
+    """Slot and books of one camera; guarded by the worker's lock."""
+
+    def __init__(self) -> None:
+        self.slot: list[T] = []
+        self.rhythm = Rhythm()
+        self.turn = 0
+        self.busy = 0
+        self.received = 0
+        self.processed = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.rejected: collections.Counter[str] = collections.Counter()
+        self.last_rejection = ""
+
+    def drop_waiting(self, reason: str) -> None:
+        if self.slot:
+            self.slot.clear()
+            self.dropped[reason] += 1
+
+    def counts(self) -> FrameCounts:
+        return FrameCounts(
+            received=self.received,
+            processed=self.processed,
+            in_flight=len(self.slot) + self.busy,
+            dropped=MappingProxyType(dict(self.dropped)),
+            rejected=MappingProxyType(dict(self.rejected)),
+            last_rejection=self.last_rejection,
+        )
+
 
 class LatestWorker(Generic[T]):
-    """Processes the newest offered item in a thread of its own; counts survive stop and start.
+    """Processes the newest item of each mailbox in one thread; counts survive stop and start.
+
+    Of the mailboxes with an item, the one served longest ago is next, so that under overload each
+    is served equally often whatever its rate.
 
     Args:
         process: handles one item in the worker thread. Returns None when the item was processed,
             or the reason under which it counts as dropped. What it raises rejects the item:
             ImageError under its `reason`, ModelOutputError under "model_output", anything else
             under "internal"; the thread goes on.
-        on_rejected: called in the worker thread with the reason and the error.
+        on_rejected: called in the worker thread with item, reason and error.
     """
 
     def __init__(
         self,
         process: Callable[[T], str | None],
         *,
-        on_rejected: Callable[[str, Exception], None],
+        on_rejected: Callable[[T, str, Exception], None],
     ) -> None:
         self._process = process
         self._on_rejected = on_rejected
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._running = False
-        self._slot: list[T] = []
-        self._busy = 0
-        self._received = 0
-        self._processed = 0
-        self._dropped: collections.Counter[str] = collections.Counter()
-        self._rejected: collections.Counter[str] = collections.Counter()
-        self._last_rejection = ""
+        self._mailboxes: dict[Hashable, _Mailbox[T]] = {}
+        self._turns = 0
 
     def start(self) -> None:
         """Start the thread; a started worker stays as it is."""
@@ -96,77 +146,90 @@ class LatestWorker(Generic[T]):
             self._thread.start()
 
     def stop(self) -> None:
-        """Drop the waiting item, let the running one finish, and join the thread."""
+        """Drop the waiting items, let the running one finish, and join the thread."""
         with self._changed:
             thread, self._thread = self._thread, None
             self._running = False
-            self._drop_waiting(STOPPED)
+            for mailbox in self._mailboxes.values():
+                mailbox.drop_waiting(STOPPED)
+                mailbox.rhythm.forget()
             self._changed.notify_all()
         if thread is not None:
             thread.join()
 
-    def offer(self, item: T) -> None:
-        """Hand over an item without blocking; it replaces the one that waits."""
+    def offer(self, item: T, mailbox: Hashable = "") -> None:
+        """Hand over an item without blocking; it replaces the one that waits in its mailbox."""
         with self._changed:
-            self._received += 1
+            box = self._mailboxes.setdefault(mailbox, _Mailbox())
+            box.received += 1
             if not self._running:
-                self._dropped[STOPPED] += 1
+                box.dropped[STOPPED] += 1
                 return
-            self._drop_waiting(NEWER_FRAME)
-            self._slot.append(item)
+            box.drop_waiting(NEWER_FRAME)
+            box.slot.append(item)
+            box.rhythm.arrived(time.monotonic())
             self._changed.notify_all()
 
-    def counts(self) -> FrameCounts:
-        """Consistent snapshot of the counters."""
+    def counts(self, mailbox: Hashable = None) -> FrameCounts:
+        """Consistent snapshot of the counters of one mailbox, or of all together."""
         with self._changed:
-            return FrameCounts(
-                received=self._received,
-                processed=self._processed,
-                in_flight=len(self._slot) + self._busy,
-                dropped=MappingProxyType(dict(self._dropped)),
-                rejected=MappingProxyType(dict(self._rejected)),
-                last_rejection=self._last_rejection,
-            )
-
-    def _drop_waiting(self, reason: str) -> None:
-        if self._slot:
-            self._slot.clear()
-            self._dropped[reason] += 1
+            if mailbox is None:
+                return FrameCounts.total([box.counts() for box in self._mailboxes.values()])
+            box = self._mailboxes.get(mailbox)
+            return FrameCounts() if box is None else box.counts()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._slot or not self._running)
-                if not self._slot:
+                box = self._await_turn()
+                if box is None:
                     return
-                item = self._slot.pop()
-                self._busy = 1
-            self._handle(item)
+                item = box.slot.pop()
+                box.busy = 1
+                self._turns += 1
+                box.turn = self._turns
+            self._handle(item, box)
             del item  # a frame is large: do not hold it while waiting for the next
 
-    def _handle(self, item: T) -> None:
+    def _await_turn(self) -> _Mailbox[T] | None:
+        """The mailbox to serve next; None when the worker was stopped."""
+        while self._running:
+            waiting = [box for box in self._mailboxes.values() if box.slot]
+            if not waiting:
+                self._changed.wait()
+                continue
+            box = min(waiting, key=lambda each: each.turn)
+            patience_s = box.rhythm.patience_s(time.monotonic())
+            if patience_s <= 0.0:
+                return box
+            self._changed.wait(patience_s)
+        return None
+
+    def _handle(self, item: T, box: _Mailbox[T]) -> None:
+        start_s = time.monotonic()
         try:
             dropped = self._process(item)
         except ImageError as err:
-            self._reject(err.reason, err)
+            self._reject(item, box, err.reason, err)
         except ModelOutputError as err:
-            self._reject(MODEL_OUTPUT, err)
+            self._reject(item, box, MODEL_OUTPUT, err)
         except Exception as err:
-            self._reject(INTERNAL, err)
+            self._reject(item, box, INTERNAL, err)
         else:
             with self._changed:
-                self._busy = 0
+                box.busy = 0
+                box.rhythm.processed(time.monotonic() - start_s)
                 if dropped is None:
-                    self._processed += 1
+                    box.processed += 1
                 else:
-                    self._dropped[dropped] += 1
+                    box.dropped[dropped] += 1
 
-    def _reject(self, reason: str, error: Exception) -> None:
+    def _reject(self, item: T, box: _Mailbox[T], reason: str, error: Exception) -> None:
         with self._changed:
-            self._busy = 0
-            self._rejected[reason] += 1
-            self._last_rejection = f"{reason}: {error}"
+            box.busy = 0
+            box.rejected[reason] += 1
+            box.last_rejection = f"{reason}: {error}"
         try:
-            self._on_rejected(reason, error)
+            self._on_rejected(item, reason, error)
         except Exception:
             logging.getLogger(__name__).exception("reporting a rejected frame failed")

@@ -35,6 +35,17 @@ def test_figures_cover_every_stage_and_are_written(bundle: Bundle, tmp_path: Pat
     assert written["machine"] in figures.to_table()
 
 
+@pytest.mark.parametrize("density", [0.1, 0.4])
+def test_density_is_what_was_asked_for(bundle: Bundle, density: float) -> None:
+    options = PipelineOptions(max_refined_pixels=10)
+    figures = bench.bench_pipeline(bundle, options, (48, 64), frames=8, warmup=0, density=density)
+    assert figures.refined_share == pytest.approx(density, abs=0.02)
+    rows = figures.rows
+    assert rows["= sparse extractor"].high >= rows["refine"].high
+    with pytest.raises(ConfigurationError, match="a density between 0 and 1, got 1.5"):
+        bench.bench_pipeline(bundle, options, (48, 64), frames=1, warmup=0, density=1.5)
+
+
 def test_wrong_labels_are_not_timed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, picture = Pipeline(bundle), smooth_picture(40, 56)
     assert bench.compare_with_reference(pipeline, picture) >= 0.998

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import STAGES, Map, Prediction, StageTimes, Uncertainty
@@ -109,28 +109,32 @@ class Peer(Node):
         super().__init__("peer", context=context)
         self.received: dict[str, list[Any]] = {}
         self.diagnostics: list[Any] = []
-        self._camera: Any = None
+        self._cameras: dict[str, Any] = {}
         self._parameters_of_node: AsyncParameterClient | None = None
         self.create_subscription(
             DiagnosticArray, "/diagnostics", lambda m: self.diagnostics.extend(m.status), 10
         )
 
-    def open_camera(self, kind: Any = Image, *, reliable: bool = False) -> None:
-        """Publish pictures of type `kind` on `image`."""
+    def open_camera(
+        self, kind: Any = Image, *, reliable: bool = False, topic: str = "image"
+    ) -> None:
+        """Publish pictures of type `kind` on `topic`."""
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        self._camera = self.create_publisher(
-            kind, "image", QoSProfile(depth=10, reliability=reliability)
+        self._cameras[topic] = self.create_publisher(
+            kind, topic, QoSProfile(depth=10, reliability=reliability)
         )
 
     def watch(self, *outputs: str) -> None:
         """Collect the messages of some outputs of the node."""
         for name in outputs:
             messages = self.received.setdefault(name, [])
-            self.create_subscription(Image, f"segment/{name}", messages.append, 10)
+            kind = CompressedImage if name.endswith("compressed") else Image
+            self.create_subscription(kind, f"segment/{name}", messages.append, 10)
 
     def connected(self, node: Node, outputs: Sequence[str] = ()) -> bool:
-        """Whether both ends of the camera's topic and of each output have found each other."""
-        topics = {"/image", *(f"/segment/{name}" for name in outputs)}
+        """Whether both ends of each camera's topic and of each output have found each other."""
+        cameras = (camera.topic_name for camera in self._cameras.values())
+        topics = {*cameras, *(f"/segment/{name}" for name in outputs)}
 
         def matched(member: Node) -> set[str]:
             heard = {p.topic_name for p in member.publishers if p.get_subscription_count() > 0}
@@ -139,9 +143,17 @@ class Peer(Node):
 
         return topics <= matched(self) and topics <= matched(node)
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, topic: str = "image") -> None:
         """Publish a picture."""
-        self._camera.publish(message)
+        self._cameras[topic].publish(message)
+
+    def status(self, name: str) -> dict[str, str]:
+        """Key-value pairs of the last diagnostic with this name, and its level and message."""
+        found = [status for status in self.diagnostics if status.name == name]
+        if not found:
+            return {}
+        values = {pair.key: pair.value for pair in found[-1].values}
+        return values | {"level": str(ord(found[-1].level)), "message": found[-1].message}
 
     def set_parameters_of_node(self, **values: Any) -> list[Any]:
         """Set all of `values` atomically through the node's services; the result is a list of 1."""

@@ -13,20 +13,22 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from sparserefine_ros.records import STAGES
 from sparserefine_ros.ros.diagnostics import (
-    WINDOW_FRAMES,
-    FrameHistory,
-    FrameRecord,
     Level,
+    Status,
+    build_statuses,
+    statuses_to_message,
+)
+from sparserefine_ros.ros.reports import (
+    CameraReport,
+    FrameRecord,
+    FrameWindow,
     Limits,
     ModelInfo,
     NodeReport,
-    Status,
-    build_status,
-    status_to_message,
 )
 from sparserefine_ros.ros.worker import FrameCounts
 
-OFF = Limits(warn_ms=0.0, error_ms=0.0, stale_after_s=0.0)
+OFF = Limits(warn_ms=0.0, error_ms=0.0, error_after_s=0.0, stale_after_s=0.0)
 MODEL = ModelInfo(
     "tiny", "ab" * 32, {"dense": "onnxruntime CPU", "sparse": "native"}, "entropy", 0.5, 0
 )
@@ -35,6 +37,7 @@ MODEL = ModelInfo(
 def frame(total_ms: float = 10.0, **changes: Any) -> FrameRecord:
     stage_ms = {"wait": 1.0, "decode": 2.0, "overlay": 0.5, "publish": 3.0}
     record = FrameRecord(
+        size=(20, 50),
         stage_ms={**stage_ms, **dict.fromkeys(STAGES, total_ms / 10)},
         total_ms=total_ms,
         age_ms=total_ms + 5.0,
@@ -45,22 +48,40 @@ def frame(total_ms: float = 10.0, **changes: Any) -> FrameRecord:
     return dataclasses.replace(record, **changes)
 
 
-def report(**changes: Any) -> NodeReport:
+def camera(frames: tuple[FrameRecord, ...] = (frame(),), **changes: Any) -> CameraReport:
+    base = CameraReport(
+        name="",
+        topic="/camera/image",
+        silent_s=0.1,
+        counts=FrameCounts(received=1, processed=1),
+        previous=FrameCounts(),
+        window=FrameWindow(frames),
+        slow_s=0.0,
+        stamps_back=0,
+        previous_stamps_back=0,
+        middleware_lost=0,
+        subscribed=("labels",),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def report(*cameras: CameraReport, **changes: Any) -> NodeReport:
     base = NodeReport(
         phase="active",
         failure="",
         model=MODEL,
-        image_topic="/camera/image",
-        silent_s=0.1,
-        counts=FrameCounts(received=1, processed=1),
-        previous=FrameCounts(),
         period_s=1.0,
-        frames=(frame(),),
-        budget_hits=0,
-        middleware_lost=0,
         limits=OFF,
+        cameras=cameras or (camera(),),
     )
     return dataclasses.replace(base, **changes)
+
+
+def judge(state: NodeReport) -> Status:
+    """The only status of a node with the single camera."""
+    (status,) = build_statuses(state)
+    assert status.name == "segmentation"
+    return status
 
 
 def values(status: Status) -> dict[str, str]:
@@ -70,12 +91,12 @@ def values(status: Status) -> dict[str, str]:
 
 
 def test_a_healthy_node_is_ok() -> None:
-    status = build_status(report())
+    status = judge(report())
     assert (status.level, status.message) == (Level.OK, "segmenting")
     pairs = values(status)
     assert pairs["state"] == "active"
     assert pairs["bundle"] == "tiny"
-    assert pairs["bundle_digest"] == "ab" * 32
+    assert pairs["bundle_digest"] == "ab" * 6
     assert pairs["backend.dense"] == "onnxruntime CPU"
     assert pairs["backend.sparse"] == "native"
     assert (pairs["selector"], pairs["selector_threshold"]) == ("entropy", "0.5000")
@@ -90,7 +111,7 @@ def test_levels_are_those_of_the_message() -> None:
 def test_latency_statistics_against_the_standard_library() -> None:
     totals = [float(10 + (7 * index) % 101) for index in range(101)]
     frames = tuple(frame(total) for total in totals)
-    pairs = values(build_status(report(frames=frames)))
+    pairs = values(judge(report(camera(frames))))
     assert float(pairs["latency_ms.total.last"]) == totals[-1]
     assert float(pairs["latency_ms.total.median"]) == statistics.median(totals)
     assert float(pairs["latency_ms.total.p99"]) == sorted(totals)[99]
@@ -103,13 +124,13 @@ def test_latency_statistics_against_the_standard_library() -> None:
 
 def test_refinement_figures() -> None:
     frames = (
-        frame(refined_pixels=300, refined_share=0.3),
+        frame(refined_pixels=300, refined_share=0.3, budget_hit=True),
         frame(refined_pixels=100, refined_share=0.1),
     )
-    pairs = values(build_status(report(frames=frames, budget_hits=4)))
+    pairs = values(judge(report(camera(window=FrameWindow(frames, budget_hits=4)))))
     assert (pairs["refined_pixels.last"], pairs["refined_pixels.mean"]) == ("100", "200.0")
     assert (pairs["refined_share.last"], pairs["refined_share.mean"]) == ("0.10000", "0.20000")
-    assert pairs["budget_hits"] == "4"
+    assert (pairs["budget_hits"], pairs["budget_hit_share"]) == ("4", "0.500")
 
 
 def test_counts_by_reason_and_rate() -> None:
@@ -122,7 +143,7 @@ def test_counts_by_reason_and_rate() -> None:
         last_rejection="step: too small",
     )
     previous = dataclasses.replace(counts, processed=5)
-    pairs = values(build_status(report(counts=counts, previous=previous, period_s=2.0)))
+    pairs = values(judge(report(camera(counts=counts, previous=previous), period_s=2.0)))
     assert (pairs["received"], pairs["processed"], pairs["in_flight"]) == ("30", "20", "1")
     assert (pairs["dropped"], pairs["rejected"]) == ("6", "3")
     assert (pairs["dropped.newer_frame"], pairs["dropped.unwatched"]) == ("4", "2")
@@ -134,24 +155,25 @@ def test_counts_by_reason_and_rate() -> None:
 
 def test_a_failed_transition_is_an_error_with_its_reason() -> None:
     reason = "cannot configure: BundleError: none at /nowhere"
-    failed = report(phase="unconfigured", failure=reason, model=None, silent_s=None, frames=())
-    status = build_status(failed)
+    failed = report(phase="unconfigured", failure=reason, model=None, cameras=())
+    status = judge(failed)
     assert (status.level, status.message) == (Level.ERROR, reason)
     assert values(status)["bundle"] == "none"
 
 
 @pytest.mark.parametrize("phase", ["unconfigured", "inactive", "finalized"])
 def test_a_node_at_rest_is_ok(phase: str) -> None:
-    status = build_status(report(phase=phase, silent_s=None, frames=()))
+    status = judge(report(camera((), silent_s=None), phase=phase))
     assert (status.level, status.message) == (Level.OK, phase)
 
 
 def test_silence_is_stale() -> None:
     limits = dataclasses.replace(OFF, stale_after_s=2.0)
-    assert build_status(report(silent_s=1.9, limits=limits)).level is Level.OK
-    status = build_status(report(silent_s=2.1, limits=limits))
-    assert (status.level, status.message) == (Level.STALE, "no picture on /camera/image for 2.1 s")
-    assert build_status(report(silent_s=1e6)).level is Level.OK
+    assert judge(report(camera(silent_s=1.9), limits=limits)).level is Level.OK
+    status = judge(report(camera(silent_s=2.1), limits=limits))
+    assert (status.level, status.message) == (Level.STALE, "no frames on /camera/image for 2.1 s")
+    assert values(status)["since_last_frame_s"] == "2.10"
+    assert judge(report(camera(silent_s=1e6))).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -159,65 +181,130 @@ def test_silence_is_stale() -> None:
     [(99.0, Level.OK), (101.0, Level.WARN), (199.0, Level.WARN), (201.0, Level.ERROR)],
 )
 def test_latency_limits(total_ms: float, level: Level) -> None:
-    limits = Limits(warn_ms=100.0, error_ms=200.0, stale_after_s=0.0)
-    status = build_status(report(frames=(frame(total_ms),), limits=limits))
+    limits = dataclasses.replace(OFF, warn_ms=100.0, error_ms=200.0)
+    status = judge(report(camera((frame(total_ms),)), limits=limits))
     assert status.level is level
     assert ("latency" in status.message) == (level is not Level.OK)
 
 
 def test_latency_is_judged_over_the_last_period_by_the_median() -> None:
-    limits = Limits(warn_ms=100.0, error_ms=0.0, stale_after_s=0.0)
+    limits = dataclasses.replace(OFF, warn_ms=100.0)
     frames = (*[frame(500.0)] * 50, frame(50.0), frame(900.0), frame(50.0))
     counts, previous = FrameCounts(processed=53), FrameCounts(processed=50)
-    recovered = report(frames=frames, counts=counts, previous=previous, limits=limits)
-    assert build_status(recovered).level is Level.OK
-    idle = dataclasses.replace(recovered, previous=counts, frames=(frame(50.0), frame(900.0)))
-    assert build_status(idle).level is Level.WARN
+    recovered = camera(frames, counts=counts, previous=previous)
+    assert judge(report(recovered, limits=limits)).level is Level.OK
+    idle = camera((frame(50.0), frame(900.0)), counts=counts, previous=counts)
+    assert judge(report(idle, limits=limits)).level is Level.WARN
 
 
 def test_rejections_warn_only_while_they_happen() -> None:
     counts = FrameCounts(received=3, rejected={"step": 3}, last_rejection="step: 5 < 30")
-    status = build_status(report(counts=counts))
+    status = judge(report(camera(counts=counts)))
     assert (status.level, status.message) == (
         Level.WARN,
         "3 frames rejected, the last: step: 5 < 30",
     )
-    assert build_status(report(counts=counts, previous=counts)).level is Level.OK
+    assert judge(report(camera(counts=counts, previous=counts))).level is Level.OK
 
 
 def test_an_active_node_without_a_frame_has_no_latency() -> None:
-    limits = Limits(warn_ms=1.0, error_ms=2.0, stale_after_s=5.0)
-    status = build_status(report(frames=(), counts=FrameCounts(), limits=limits))
+    limits = Limits(warn_ms=1.0, error_ms=2.0, error_after_s=1.0, stale_after_s=5.0)
+    status = judge(report(camera((), counts=FrameCounts()), limits=limits))
     assert (status.level, status.message) == (Level.OK, "waiting for the first picture")
     assert not [key for key in values(status) if key.startswith(("latency", "refined", "age"))]
 
 
 def test_frames_without_a_stamp_have_no_age() -> None:
-    pairs = values(build_status(report(frames=(frame(age_ms=None),))))
+    pairs = values(judge(report(camera((frame(age_ms=None),)))))
     assert not [key for key in pairs if key.startswith("age")]
 
 
 def test_unknown_middleware_losses_are_said_to_be_unknown() -> None:
-    assert values(build_status(report(middleware_lost=None)))["lost_in_middleware"] == "unknown"
-    assert values(build_status(report(middleware_lost=7)))["lost_in_middleware"] == "7"
+    assert values(judge(report(camera(middleware_lost=None))))["lost_in_middleware"] == "unknown"
+    assert values(judge(report(camera(middleware_lost=7))))["lost_in_middleware"] == "7"
 
 
-def test_history_keeps_a_window_but_counts_all_budget_hits() -> None:
-    history = FrameHistory()
-    for index in range(WINDOW_FRAMES + 30):
-        history.add(frame(refined_pixels=index, budget_hit=index % 2 == 0))
-    frames, budget_hits = history.snapshot()
-    assert [record.refined_pixels for record in frames] == list(range(30, WINDOW_FRAMES + 30))
-    assert budget_hits == (WINDOW_FRAMES + 30) // 2
+def test_latency_over_the_limit_for_long_is_an_error() -> None:
+    limits = dataclasses.replace(OFF, warn_ms=100.0, error_after_s=10.0)
+    for slow_s, level in ((9.9, Level.WARN), (10.0, Level.ERROR)):
+        status = judge(report(camera((frame(150.0),), slow_s=slow_s), limits=limits))
+        assert status.level is level
+    assert status.message == "median latency 150.0 ms is above the limit of 100 ms, for 10 s now"
+    never = dataclasses.replace(limits, error_after_s=0.0)
+    slow = camera((frame(150.0),), slow_s=1e6)
+    assert judge(report(slow, limits=never)).level is Level.WARN
 
 
-def test_message_carries_the_status() -> None:
-    status = Status(Level.STALE, "silent", (("state", "active"), ("fps", "0.00")))
-    message = status_to_message(
-        status, name="segment: segmentation", hardware_id="/robot/segment", stamp=Time(sec=3)
+def test_stamps_that_went_back_warn_once() -> None:
+    status = judge(report(camera(stamps_back=3, previous_stamps_back=2)))
+    assert status.level is Level.WARN
+    assert status.message == "the stamps on /camera/image went back in time"
+    assert values(status)["stamps_back"] == "3"
+    assert judge(report(camera(stamps_back=3, previous_stamps_back=3))).level is Level.OK
+
+
+def test_what_comes_and_who_listens() -> None:
+    window = FrameWindow((frame(), frame(size=(10, 30))), size_changes=1)
+    pairs = values(judge(report(camera(window=window, subscribed=("overlay", "labels")))))
+    assert (pairs["topic"], pairs["size"]) == ("/camera/image", "30 x 10")
+    assert (pairs["size_changes"], pairs["subscribed"]) == ("1", "labels, overlay")
+    assert values(judge(report(camera((), subscribed=()))))["subscribed"] == "none"
+
+
+def front_and_rear(rear: CameraReport, limits: Limits = OFF) -> tuple[Status, Status, Status]:
+    front = camera(
+        name="front", counts=FrameCounts(received=9, processed=6, dropped={"stopped": 3})
+    )
+    both = report(front, dataclasses.replace(rear, name="rear", topic="/rear/image"), limits=limits)
+    node, first, second = build_statuses(both)
+    names = [status.name for status in (node, first, second)]
+    assert names == ["segmentation", "camera front", "camera rear"]
+    return node, first, second
+
+
+def test_several_cameras_have_a_status_each() -> None:
+    rear = camera(counts=FrameCounts(received=5, processed=4, rejected={"step": 1}))
+    rear = dataclasses.replace(rear, previous=rear.counts)
+    node, front_status, rear_status = front_and_rear(rear)
+    assert (node.level, node.message) == (Level.OK, "segmenting 2 cameras")
+    totals = values(node)
+    assert (totals["cameras"], totals["bundle"]) == ("front, rear", "tiny")
+    assert (totals["received"], totals["processed"]) == ("14", "10")
+    assert (totals["dropped.stopped"], totals["rejected.step"]) == ("3", "1")
+    assert "latency_ms.total.median" not in totals
+    assert values(front_status)["received"] == "9"
+    assert values(rear_status)["topic"] == "/rear/image"
+    assert "latency_ms.total.median" in values(rear_status)
+
+
+def test_one_silent_camera_of_two_is_a_warning_for_the_node() -> None:
+    limits = dataclasses.replace(OFF, stale_after_s=2.0)
+    node, front, rear = front_and_rear(camera(silent_s=3.0), limits)
+    assert (front.level, rear.level) == (Level.OK, Level.STALE)
+    assert (node.level, node.message) == (Level.WARN, "rear: no frames on /rear/image for 3.0 s")
+    silent = camera(name="front", silent_s=3.0), camera(name="rear", silent_s=4.0)
+    node, *_ = build_statuses(report(*silent, limits=limits))
+    assert (node.level, node.message) == (Level.STALE, "no frames from any camera")
+
+
+def test_the_node_is_as_bad_as_its_worst_camera() -> None:
+    limits = dataclasses.replace(OFF, error_ms=100.0)
+    node, front, rear = front_and_rear(camera((frame(101.0),)), limits)
+    assert (node.level, front.level, rear.level) == (Level.ERROR, Level.OK, Level.ERROR)
+    assert node.message.startswith("rear: median latency 101.0 ms")
+
+
+def test_message_carries_the_statuses() -> None:
+    statuses = [
+        Status("segmentation", Level.STALE, "silent", (("state", "active"), ("fps", "0.00"))),
+        Status("camera front", Level.OK, "segmenting", ()),
+    ]
+    message = statuses_to_message(
+        statuses, node_name="segment", hardware_id="/robot/segment", stamp=Time(sec=3)
     )
     assert message.header.stamp.sec == 3
-    (entry,) = message.status
+    entry, front = message.status
     assert (entry.level, entry.message) == (DiagnosticStatus.STALE, "silent")
     assert (entry.name, entry.hardware_id) == ("segment: segmentation", "/robot/segment")
-    assert [(pair.key, pair.value) for pair in entry.values] == list(status.values)
+    assert [(pair.key, pair.value) for pair in entry.values] == list(statuses[0].values)
+    assert (front.name, front.level) == ("segment: camera front", DiagnosticStatus.OK)

@@ -358,7 +358,7 @@ def test_diagnostics_over_dds(stage: Stage, peer: Peer, picture: np.ndarray) -> 
     status = peer.diagnostics[-1]
     assert (status.name, status.hardware_id) == ("segment: segmentation", "/segment")
     wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.STALE, "STALE")
-    assert "no picture on /image" in peer.diagnostics[-1].message
+    assert "no frames on /image" in peer.diagnostics[-1].message
     exchange(peer, node, picture_message(picture), "labels")
     wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.OK, "OK again")
 

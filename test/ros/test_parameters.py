@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import rclpy
 import yaml
+from rcl_interfaces.msg import ParameterType
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.ros.parameter_spec import to_ros
 from sparserefine_ros.ros.parameters import (
     PARAMETERS,
     NodeParameters,
@@ -35,6 +37,7 @@ RUN_TIME = {
     "overlay_opacity",
     "latency_warn_ms",
     "latency_error_ms",
+    "latency_error_after_s",
     "stale_after_s",
 }
 
@@ -56,9 +59,9 @@ def test_parameter_file_holds_the_table() -> None:
     text = PARAMETER_FILE.read_text(encoding="utf-8")
     assert text == parameters_yaml()
     values = yaml.safe_load(text)["/**"]["ros__parameters"]
-    assert values == dataclasses.asdict(NodeParameters())
+    assert values == {spec.name: to_ros(spec.default) for spec in PARAMETERS}
     assert {name: type(value) for name, value in values.items()} == {
-        spec.name: type(spec.default) for spec in PARAMETERS
+        spec.name: type(to_ros(spec.default)) for spec in PARAMETERS
     }
     assert max(map(len, text.splitlines())) <= 100
     flowing = " ".join(line.strip().lstrip("# ") for line in text.splitlines())
@@ -162,11 +165,18 @@ def test_only_run_time_parameters_change_on_a_configured_node() -> None:
     for spec in PARAMETERS:
         if spec.run_time:
             continue
-        other = {
+        other: Any = {
             "image_reliability": "reliable",
+            "output_reliability": "best_effort",
+            "camera_names": ("front",),
             "dense_precision": "fp16",
             "picture_sizes": "640x480",
-        }.get(spec.name, {str: "compressed", bool: False, int: 4, float: 0.5}[type(spec.default)])
+        }.get(
+            spec.name,
+            {str: "compressed", bool: False, int: 4, float: 0.5, tuple: ("/a/image",)}[
+                type(spec.default)
+            ],
+        )
         with pytest.raises(ConfigurationError, match=rf"{spec.name}: .*configure.*restart"):
             change(current, {spec.name: other}, configured=True)
         assert getattr(change(current, {spec.name: other}, configured=False), spec.name) == other
@@ -190,6 +200,44 @@ def test_a_rejected_change_names_every_mistake() -> None:
     assert "stale_after_s" not in str(caught.value)
 
 
-def test_readme_shows_the_parameters_as_they_are() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert parameters_markdown() in readme
+def test_the_page_of_the_node_shows_the_parameters_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ros.md").read_text(encoding="utf-8")
+    assert parameters_markdown() in page
+
+
+def test_lists_of_texts_are_read_from_ros(context: Context) -> None:
+    node = node_with(context, image_topics=["/a/image", "/b/image"])
+    assert declare(node) == {}
+    assert read(node).image_topics == ("/a/image", "/b/image")
+    assert read(node).camera_names == ("",)
+    described = node.describe_parameter("image_topics")
+    assert described.type == ParameterType.PARAMETER_STRING_ARRAY
+
+
+def test_a_text_where_a_list_belongs_is_named(context: Context) -> None:
+    node = node_with(context, image_topics="/a/image")
+    assert declare(node) == {
+        "image_topics": "image_topics: expected list of str, got '/a/image'",
+    }
+    assert read(node) == NodeParameters()
+
+
+def test_cameras_are_checked_with_the_rest() -> None:
+    with pytest.raises(ConfigurationError, match="each topic once, got /a/image") as caught:
+        change(
+            NodeParameters(),
+            {"image_topics": ["/a/image", "/a/image"], "threads": -1},
+            configured=False,
+        )
+    assert "threads: expected int" in str(caught.value)
+
+
+def test_topics_and_names_of_cameras_can_be_set_one_after_the_other() -> None:
+    topics = {"image_topics": ["/a/color/image", "/b/color/image"]}
+    halfway = change(NodeParameters(), topics, configured=False)
+    assert "set camera_names to tell them apart" in find_mistakes(halfway)[0]
+    done = change(halfway, {"camera_names": ["a", "b"]}, configured=False)
+    assert find_mistakes(done) == []
+    other_way = change(NodeParameters(), {"camera_names": ["a", "b"]}, configured=False)
+    assert "one name for each of the 0 image_topics" in find_mistakes(other_way)[0]
+    assert change(other_way, topics, configured=False) == done

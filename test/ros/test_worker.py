@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ def balanced(counts: FrameCounts) -> bool:
 @contextmanager
 def running(
     process: Callable[[int], str | None],
-    on_rejected: Callable[[str, Exception], None] = lambda reason, error: None,
+    on_rejected: Callable[[int, str, Exception], None] = lambda item, reason, error: None,
 ) -> Iterator[LatestWorker[int]]:
     worker = LatestWorker(process, on_rejected=on_rejected)
     worker.start()
@@ -70,13 +72,13 @@ def test_errors_reject_the_item_and_the_thread_goes_on() -> None:
         RuntimeError("surprise"),
         MemoryError("large"),
     ]
-    reported: list[tuple[str, Exception]] = []
+    reported: list[tuple[int, str, Exception]] = []
 
     def process(item: int) -> None:
         if item < len(errors):
             raise errors[item]
 
-    with running(process, lambda reason, error: reported.append((reason, error))) as worker:
+    with running(process, lambda *report: reported.append(report)) as worker:
         for item in range(len(errors) + 1):
             worker.offer(item)
             counts = settle(worker)
@@ -84,7 +86,7 @@ def test_errors_reject_the_item_and_the_thread_goes_on() -> None:
     assert counts.processed == 1
     assert counts.last_rejection == "internal: large"
     reasons = ["data_size", "model_output", "internal", "internal"]
-    assert reported == list(zip(reasons, errors, strict=True))
+    assert reported == list(zip(range(4), reasons, errors, strict=True))
     assert balanced(counts)
 
 
@@ -93,7 +95,7 @@ def test_a_failing_report_does_not_end_the_thread(caplog: pytest.LogCaptureFixtu
         if item == 0:
             raise ImageError("bad")
 
-    def on_rejected(reason: str, error: Exception) -> None:
+    def on_rejected(item: int, reason: str, error: Exception) -> None:
         raise OSError("log is full")
 
     with running(process, on_rejected) as worker:
@@ -186,3 +188,67 @@ def test_the_books_balance_at_every_instant() -> None:
     assert counts.processed > 0
     assert counts.dropped["newer_frame"] > 0
     assert counts.rejected["step"] > 0
+
+
+def test_cameras_take_turns_whatever_their_rates() -> None:
+    gate, begun, seen = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def process(item: str) -> None:
+        begun.release()
+        assert gate.acquire(timeout=10.0)
+        seen.append(item)
+
+    with running(process) as worker:
+        for turn in range(30):
+            for item in ("fast", "fast", "slow", "fast"):
+                worker.offer(item, item)
+            if turn:
+                gate.release()
+            assert begun.acquire(timeout=10.0)
+        gate.release()
+        while len(seen) < 30:
+            gate.release()
+            time.sleep(0.001)
+        settle(worker)
+        fast, slow = worker.counts("fast"), worker.counts("slow")
+        total = worker.counts()
+    assert seen[:30].count("fast") == seen[:30].count("slow") == 15
+    assert all(before != after for before, after in itertools.pairwise(seen[:30]))
+    assert (fast.received, slow.received, total.received) == (90, 30, 120)
+    assert total.processed == fast.processed + slow.processed
+    assert total.dropped == {"newer_frame": fast.dropped_total + slow.dropped_total}
+    assert all(balanced(counts) for counts in (fast, slow, total))
+
+
+def test_a_silent_camera_costs_the_others_nothing() -> None:
+    with running(lambda item: None) as worker:
+        worker.offer(0, "silent")
+        settle(worker)
+        for item in range(5):
+            worker.offer(item, "lively")
+            settle(worker)
+    assert worker.counts("lively").processed == 5
+    assert worker.counts("never seen") == FrameCounts()
+
+
+def test_a_frame_due_in_a_moment_is_waited_for() -> None:
+    period_s, ages_s = 0.02, []
+
+    def process(arrived_s: float) -> None:
+        ages_s.append(time.monotonic() - arrived_s)
+        # Drifts through all phases of the camera's period.
+        time.sleep(0.1 + 0.0037 * (len(ages_s) % 6))
+
+    with running(process) as worker:
+        start_s = time.monotonic()
+        for index in range(120):
+            time.sleep(max(0.0, start_s + index * period_s - time.monotonic()))
+            worker.offer(time.monotonic())
+        counts = settle(worker)
+    assert counts.processed >= 12
+    # Without the wait the median would be half the period, 10 ms.
+    assert statistics.median(ages_s) < 0.007
+
+
+def test_totals_of_nothing() -> None:
+    assert FrameCounts.total([]) == FrameCounts()

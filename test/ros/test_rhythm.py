@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames are worth waiting for, in times that are told, not measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparserefine_ros.ros.rhythm import Rhythm
+
+
+def rhythm(period_s: float, processing_s: float) -> Rhythm:
+    """A camera whose last frame came at 10.0."""
+    made = Rhythm()
+    made.arrived(10.0 - period_s)
+    made.arrived(10.0)
+    made.processed(processing_s)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("now_s", "patience_s"),
+    [
+        (10.001, 0.0),  # fresh: the next one is far off
+        (10.016, 0.0),
+        (10.020, 0.0212),  # missing from 10.04125 on
+        (10.033, 0.00825),
+        (10.042, 0.0),  # it should have come
+        (11.0, 0.0),
+    ],
+)
+def test_a_slow_node_waits_for_what_is_due_soon(now_s: float, patience_s: float) -> None:
+    assert rhythm(0.033, 0.3).patience_s(now_s) == pytest.approx(patience_s, abs=1e-4)
+
+
+def test_a_fast_node_waits_for_no_longer_than_a_share_of_its_work() -> None:
+    assert rhythm(0.033, 0.02).patience_s(10.020) == 0.0
+    assert rhythm(0.033, 0.02).patience_s(10.037) == pytest.approx(0.00425)
+
+
+def test_a_fresh_frame_is_taken_even_when_the_next_one_is_due_soon() -> None:
+    assert rhythm(0.01, 0.3).patience_s(10.001) == 0.0
+    assert rhythm(0.01, 0.3).patience_s(10.006) == pytest.approx(0.0065)
+
+
+def test_a_slow_camera_is_not_waited_for() -> None:
+    assert rhythm(0.5, 0.3).patience_s(10.3) == 0.0
+
+
+def test_without_two_arrivals_there_is_no_rhythm() -> None:
+    single = Rhythm()
+    assert single.patience_s(10.0) == 0.0
+    single.arrived(10.0)
+    single.processed(1.0)
+    assert single.patience_s(10.01) == 0.0
+    known = rhythm(0.033, 0.3)
+    known.forget()
+    known.arrived(10.0)
+    assert known.patience_s(10.03) == 0.0

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch file with stand-ins for ROS's launch packages, so that it is read everywhere."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparserefine_ros.ros.parameters import PARAMETERS
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    "launch": ("LaunchContext", "LaunchDescription"),
+    "launch.actions": ("DeclareLaunchArgument", "OpaqueFunction"),
+    "launch.conditions": ("IfCondition",),
+    "launch.substitutions": ("LaunchConfiguration", "PathJoinSubstitution"),
+    "launch_ros": (),
+    "launch_ros.actions": ("LifecycleNode", "Node"),
+    "launch_ros.parameter_descriptions": ("ParameterValue",),
+    "launch_ros.substitutions": ("FindPackageShare",),
+}
+
+
+class Recorded(SimpleNamespace):
+    """What a class of launch was called with."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(args=args, **options)
+
+
+class Configuration(Recorded):
+    """Looks a launch argument up in the context, a dict here."""
+
+    def perform(self, context: Any) -> str:
+        return str(context.given.get(self.args[0], ""))
+
+
+@pytest.fixture
+def launch_file(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names defined in the launch file."""
+    for name, classes in MODULES.items():
+        module = ModuleType(name)
+        for each in classes:
+            kind = Configuration if each == "LaunchConfiguration" else Recorded
+            setattr(module, each, type(each, (kind,), {}))
+        monkeypatch.setitem(sys.modules, name, module)
+    utilities = ModuleType("launch_ros.utilities")
+    utilities.prefix_namespace = lambda base, name: "/".join(filter(None, (base, name)))  # type: ignore[attr-defined]
+    utilities.make_namespace_absolute = lambda name: f"/{name.strip('/')}"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "launch_ros.utilities", utilities)
+    return runpy.run_path(str(ROOT / "launch" / "segment.launch.py"))
+
+
+def start(launch_file: dict[str, Any], **given: str) -> tuple[Any, Any]:
+    context = SimpleNamespace(given=given, launch_configurations={})
+    return launch_file["start"](context)
+
+
+def test_arguments_that_become_parameters_are_parameters(launch_file: dict[str, Any]) -> None:
+    names = {spec.name for spec in PARAMETERS}
+    assert {*launch_file["TEXTS"], *launch_file["LISTS"]} <= names
+    *arguments, action = launch_file["generate_launch_description"]().args[0]
+    declared = {argument.args[0]: argument for argument in arguments}
+    assert action.function is launch_file["start"]
+    assert {*launch_file["TEXTS"], *launch_file["LISTS"]} <= set(declared)
+    for argument in arguments:
+        assert argument.default_value is not None
+        assert argument.description.rstrip().endswith(".")
+
+
+def test_without_arguments_nothing_is_overridden(launch_file: dict[str, Any]) -> None:
+    segment, rviz = start(launch_file)
+    assert (segment.package, segment.executable) == ("sparserefine_ros", "segment")
+    assert len(segment.parameters) == 1
+    assert segment.remappings == []
+    assert segment.ros_arguments == []
+    assert all(source == target for source, target in rviz.remappings)
+
+
+def test_given_arguments_reach_the_node(launch_file: dict[str, Any]) -> None:
+    segment, rviz = start(
+        launch_file,
+        image_topics="[/front/image, /rear/image]",
+        bundle="other",
+        namespace="robot",
+        use_sim_time="false",
+        log_level="debug",
+    )
+    _, overrides = segment.parameters
+    assert overrides["image_topics"] == ["/front/image", "/rear/image"]
+    assert overrides["use_sim_time"] is False
+    assert overrides["bundle"].args == ("other",)
+    assert "device" not in overrides
+    assert segment.ros_arguments == ["--log-level", "debug"]
+    assert ("/segment/overlay", "/robot/segment/front/overlay") in rviz.remappings
+    assert ("/image", "/front/image") in rviz.remappings
+
+
+def test_the_files_named_are_installed(launch_file: dict[str, Any]) -> None:
+    _, rviz = start(launch_file)
+    _, config = rviz.arguments
+    package, *path = config.args[0]
+    assert package.args == ("sparserefine_ros",)
+    assert ROOT.joinpath(*path).is_file()
