@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from sparserefine_ros.errors import ImageError, ModelOutputError
+from sparserefine_ros.ros.rhythm import Rhythm
 from sparserefine_ros.ros.worker import FrameCounts, LatestWorker
 
 
@@ -231,23 +231,22 @@ def test_a_silent_camera_costs_the_others_nothing() -> None:
     assert worker.counts("never seen") == FrameCounts()
 
 
-def test_a_frame_due_in_a_moment_is_waited_for() -> None:
-    period_s, ages_s = 0.02, []
+def test_a_frame_due_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, done = threading.Event(), []
 
-    def process(arrived_s: float) -> None:
-        ages_s.append(time.monotonic() - arrived_s)
-        # Drifts through all phases of the camera's period.
-        time.sleep(0.1 + 0.0037 * (len(ages_s) % 6))
+    def patience_s(rhythm: Rhythm, now_s: float) -> float:
+        first = not asked.is_set()
+        asked.set()
+        return 30.0 if first else 0.0
 
-    with running(process) as worker:
-        start_s = time.monotonic()
-        for index in range(120):
-            time.sleep(max(0.0, start_s + index * period_s - time.monotonic()))
-            worker.offer(time.monotonic())
+    monkeypatch.setattr(Rhythm, "patience_s", patience_s)
+    with running(done.append) as worker:
+        worker.offer("old")
+        assert asked.wait(10.0)
+        worker.offer("new")
         counts = settle(worker)
-    assert counts.processed >= 12
-    # Without the wait the median would be half the period, 10 ms.
-    assert statistics.median(ages_s) < 0.007
+    assert done == ["new"]
+    assert counts.dropped == {"newer_frame": 1}
 
 
 def test_totals_of_nothing() -> None:
