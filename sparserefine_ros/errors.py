@@ -14,6 +14,10 @@ class BundleError(SparseRefineError):
     """A model bundle is missing, malformed, changed or inconsistent."""
 
 
+class CheckpointError(SparseRefineError):
+    """Weights trained elsewhere are unreadable or do not fit the network."""
+
+
 class BackendError(SparseRefineError):
     """An inference engine is unknown, not installed, or refused a model."""
 

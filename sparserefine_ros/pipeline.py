@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
+from sparserefine_ros.deadline import PixelCost
+from sparserefine_ros.dense.backends import choose_backend
+from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.image import check_image, resize_image
@@ -35,15 +38,20 @@ class PipelineOptions:
 
     Attributes:
         backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
-        device: "cpu".
+        sparse_backend: engine of the sparse UNet, see `sparserefine_ros.sparse.engines`; "auto"
+            takes the fastest that suits this processor.
+        device: of the dense engine: "cpu", "cuda" or "cuda:N".
         threads: threads of each engine; 0 for one per available core.
+        engine: precision and cache of engines that are built from the model.
         entropy_threshold: nats; None for the bundle's.
         max_refined_pixels: pixel budget, 0 for no limit; None for the bundle's.
     """
 
     backend: str = "auto"
+    sparse_backend: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    engine: EngineOptions = DEFAULT_ENGINE
     entropy_threshold: float | None = None
     max_refined_pixels: int | None = None
 
@@ -51,29 +59,49 @@ class PipelineOptions:
 class Pipeline:
     """A bundle ready to run. Not re-entrant: one call at a time.
 
+    Args:
+        bundle: verified bundle.
+        options: how to run it.
+        report: gets the progress of what takes long while it is made ready.
+
     Raises:
         BackendError: engine unknown, not installed, or it refuses the model.
         BundleError: the models contradict the bundle.
         ConfigurationError: an option is out of range.
     """
 
-    def __init__(self, bundle: Bundle, options: PipelineOptions = PipelineOptions()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: PipelineOptions = PipelineOptions(),
+        report: Report = silent,
+    ) -> None:
         if options.threads < 0:
             raise ConfigurationError(f"expected threads of 0 or more, got {options.threads}")
         threads = options.threads or available_cores()
         torch.set_num_threads(threads)
         self.bundle = bundle
+        choice = choose_backend(bundle, options.backend, options.device, options.engine)
         self._segmenter = open_segmenter(
-            bundle, backend=options.backend, device=options.device, threads=threads
+            bundle,
+            backend=choice.backend,
+            device=options.device,
+            threads=threads,
+            engine=options.engine,
+            report=report,
         )
-        self._refine = RefineStage(load_refiner(bundle), bundle) if bundle.spec.refiner else None
+        self._refine = None
+        if bundle.spec.refiner:
+            refiner = load_refiner(bundle)
+            self._refine = RefineStage(refiner, bundle, engine=options.sparse_backend)
         self.selector = open_selector(bundle)
+        self.pixel_cost = PixelCost()
         self._bundle_threshold = self.selector.threshold
         self._bundle_budget = self.selector.max_pixels
         self.entropy_threshold = options.entropy_threshold
         self.max_refined_pixels = options.max_refined_pixels
         self.backends: Mapping[str, str] = {
-            "dense": self._segmenter.description,
+            "dense": choice.annotate(self._segmenter.description),
             "sparse": self._refine.description if self._refine else "none",
         }
 
@@ -82,6 +110,8 @@ class Pipeline:
         image: NDArray[np.uint8],
         maps: frozenset[Map] = LABELS_ONLY,
         truth: NDArray[np.uint8] | None = None,
+        *,
+        time_left_ms: float | None = None,
     ) -> Prediction:
         """Segment one picture.
 
@@ -89,6 +119,8 @@ class Pipeline:
             image: uint8 [H, W, 3], RGB.
             maps: the full-resolution maps to compute.
             truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
+            time_left_ms: deadline, from the call on: as many pixels are refined as fit, after what
+                the frames before have taught; None for as many as the selector selects.
 
         Raises:
             ImageError: not such a picture.
@@ -106,11 +138,17 @@ class Pipeline:
             dense = self._segmenter(low_res_image)
         with clock("entropy"):
             uncertainty = measure_uncertainty(dense.logits)
+        dense_ms, affordable = clock.elapsed_ms(), None
+        if time_left_ms is not None:
+            affordable = self.pixel_cost.affordable(time_left_ms - dense_ms)
         with clock("selection"):
-            selection = self._select(low_res_image, dense, uncertainty, full_size, truth)
+            selection = self._select(
+                low_res_image, dense, uncertainty, full_size, truth, affordable
+            )
         fused = self._refine(image, dense, selection, clock, truth) if self._refine else None
         with clock("maps"):
             outputs = assemble_maps(uncertainty, selection, fused, maps)
+        self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
         return Prediction(
             labels=outputs.labels,
             entropy=outputs.entropy,
@@ -123,6 +161,7 @@ class Pipeline:
             refined_pixels=selection.count,
             candidate_pixels=selection.candidates,
             budget_hit=selection.budget_hit,
+            affordable_pixels=affordable,
             times=clock.times(),
         )
 
@@ -133,11 +172,12 @@ class Pipeline:
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
         truth: NDArray[np.uint8] | None,
+        at_most: int | None,
     ) -> Selection:
         if self._refine is None:
             nothing = torch.zeros(uncertainty.entropy.shape, dtype=torch.bool)
             return selection_from_mask(nothing, full_size)
-        return self.selector(low_res_image, dense, uncertainty, full_size, truth)
+        return self.selector(low_res_image, dense, uncertainty, full_size, truth, at_most=at_most)
 
     @property
     def entropy_threshold(self) -> float | None:

@@ -132,7 +132,8 @@ class Prediction:
         low_res_size: (h, w) at which the dense model ran.
         refined_pixels: number of refined pixels.
         candidate_pixels: number of pixels above the threshold, before the pixel budget.
-        budget_hit: whether the pixel budget removed candidates.
+        budget_hit: whether the pixel budget, or the deadline, removed candidates.
+        affordable_pixels: how many the deadline allowed; None without one.
         times: wall-clock time of each stage.
     """
 
@@ -147,6 +148,7 @@ class Prediction:
     refined_pixels: int
     candidate_pixels: int
     budget_hit: bool
+    affordable_pixels: int | None
     times: StageTimes
 
     @property

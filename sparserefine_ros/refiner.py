@@ -18,12 +18,12 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.ensemble import Fuser, make_ensembler
-from sparserefine_ros.errors import BundleError
+from sparserefine_ros.errors import BackendError, BundleError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.selection import nearest_index
-from sparserefine_ros.sparse.engines import open_engine
+from sparserefine_ros.sparse.engines import AUTO, choose_engine, open_engine
 from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import SparseUNet
@@ -123,21 +123,25 @@ class RefineStage:
     Args:
         refiner: trained weights; they are copied.
         bundle: the bundle whose `refiner` section describes them.
+        engine: of the sparse UNet, see `sparserefine_ros.sparse.engines`.
 
     Attributes:
         description: what computes, for logs and diagnostics.
+
+    Raises:
+        BackendError: no engine of that name, or it is not installed.
     """
 
-    def __init__(self, refiner: Refiner, bundle: Bundle) -> None:
+    def __init__(self, refiner: Refiner, bundle: Bundle, *, engine: str = AUTO) -> None:
         spec = _refiner_spec(bundle)
         self._depth, self._bounds = spec.depth, spec.bounds
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
-        self._extract = _for_inference(refiner.extractor, threads)
+        self._extract, name = _for_inference(refiner.extractor, engine, threads)
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
-        is_compiled = kernels is not None and spec.kind == "unet"
-        engine = f"compiled {kernels.name}" if kernels and is_compiled else "PyTorch"
-        self.description = f"native CPU ({engine}), {threads} threads"
+        if kernels and name.startswith("compiled"):
+            name = f"{name} ({kernels.name})"
+        self.description = f"{name}, {threads} threads"
 
     def __call__(
         self,
@@ -169,11 +173,17 @@ class RefineStage:
 
 
 def _for_inference(
-    extractor: SparseUNet | PointNet, threads: int
-) -> Callable[[Tensor, SparsePlan], Tensor]:
+    extractor: SparseUNet | PointNet, engine: str, threads: int
+) -> tuple[Callable[[Tensor, SparsePlan], Tensor], str]:
+    """What computes the refined logits, and its name."""
     if isinstance(extractor, PointNet):
-        return torch.inference_mode()(copy.deepcopy(extractor).eval())
-    return open_engine("auto", extractor, threads=threads)
+        if engine not in (AUTO, "pytorch"):
+            raise BackendError(
+                f"expected the sparse engine auto or pytorch for a PointNet, got {engine!r}"
+            )
+        return torch.inference_mode()(copy.deepcopy(extractor).eval()), "pytorch"
+    name = choose_engine(engine, extractor)
+    return open_engine(name, extractor, threads=threads), name
 
 
 def _refiner_spec(bundle: Bundle) -> RefinerSpec:

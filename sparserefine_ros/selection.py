@@ -37,7 +37,7 @@ def select_above(
     full_size: tuple[int, int],
     *,
     threshold: float,
-    max_pixels: int = 0,
+    max_pixels: int | None = None,
 ) -> Selection:
     """Select the blocks whose score exceeds the threshold.
 
@@ -46,14 +46,14 @@ def select_above(
         full_size: (H, W).
         threshold: blocks above it are selected.
         max_pixels: pixel budget; the blocks of highest score are kept, in whole blocks, never
-            more pixels than this. 0 for no limit.
+            more pixels than this. None for no limit.
     """
     values = score.numpy()
     mask = values > threshold
     areas = block_areas((values.shape[0], values.shape[1]), full_size)
     candidates = int(areas[mask].sum())
-    budget_hit = 0 < max_pixels < candidates
-    if budget_hit:
+    budget_hit = max_pixels is not None and max_pixels < candidates
+    if max_pixels is not None and budget_hit:
         mask = _highest_within(values, mask, areas, max_pixels)
     return selection_from_mask(
         torch.from_numpy(mask), full_size, candidates=candidates, budget_hit=budget_hit
@@ -86,19 +86,19 @@ def selection_from_mask(
 
 
 def selection_from_pixels(
-    mask: NDArray[np.bool_], low_res_size: tuple[int, int], *, max_pixels: int = 0
+    mask: NDArray[np.bool_], low_res_size: tuple[int, int], *, max_pixels: int | None = None
 ) -> Selection:
     """Select pixels of a full-resolution mask, bool [H, W], that need not fill whole blocks.
 
     Args:
         mask: the pixels.
         low_res_size: (h, w).
-        max_pixels: so many are kept, spread evenly over the picture; 0 for no limit.
+        max_pixels: so many are kept, spread evenly over the picture; None for no limit.
     """
     full_size = (mask.shape[0], mask.shape[1])
     candidates = np.flatnonzero(mask)
     pixels = candidates
-    if 0 < max_pixels < candidates.size:
+    if max_pixels is not None and max_pixels < candidates.size:
         pixels = candidates[np.linspace(0, candidates.size - 1, max_pixels).astype(np.int64)]
     rows, columns = np.divmod(pixels, full_size[1])
     row_of, column_of = (

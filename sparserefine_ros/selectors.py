@@ -65,10 +65,19 @@ class Selector:
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
         truth: NDArray[np.uint8] | None = None,
+        *,
+        at_most: int | None = None,
     ) -> Selection:
-        """Select pixels of a picture of `full_size` (H, W); only an oracle looks at the truth."""
-        score = self.score(low_res_image, dense, uncertainty)
-        return select_above(score, full_size, threshold=self.threshold, max_pixels=self.max_pixels)
+        """Select pixels of a picture of `full_size` (H, W); only an oracle looks at the truth.
+
+        `at_most` tightens the pixel budget for this picture; 0 selects nothing.
+        """
+        score, limit = self.score(low_res_image, dense, uncertainty), self._limit(at_most)
+        return select_above(score, full_size, threshold=self.threshold, max_pixels=limit)
+
+    def _limit(self, at_most: int | None) -> int | None:
+        limits = [limit for limit in (self.max_pixels or None, at_most) if limit is not None]
+        return min(limits, default=None)
 
 
 class EntropySelector(Selector):
@@ -126,6 +135,8 @@ class OracleSelector(Selector):
         uncertainty: Uncertainty,
         full_size: tuple[int, int],
         truth: NDArray[np.uint8] | None = None,
+        *,
+        at_most: int | None = None,
     ) -> Selection:
         """Select by the labels, uint8 [H, W], 255 ignored.
 
@@ -135,7 +146,7 @@ class OracleSelector(Selector):
         truth = truth_for_oracle(truth, "selector")
         labels = expand_map(uncertainty.labels, full_size).numpy()
         wrong = (truth != IGNORED_LABEL) & (labels != truth)
-        return selection_from_pixels(wrong, dense.size, max_pixels=self.max_pixels)
+        return selection_from_pixels(wrong, dense.size, max_pixels=self._limit(at_most))
 
 
 class SelectorNet(nn.Module):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def load_weights(module: nn.Module, path: Path, *, section: str) -> None:
         weights = load_file(path)
     except (SafetensorError, OSError) as err:
         raise BundleError(f"{path} is not a readable safetensors file: {err}") from err
-    mistakes = _differences(module.state_dict(), weights)
+    mistakes = state_differences(module.state_dict(), weights)
     if mistakes:
         raise BundleError(
             f"{path} does not fit the {section} section of bundle.yaml: {'; '.join(mistakes[:5])}"
@@ -47,7 +48,8 @@ def load_weights(module: nn.Module, path: Path, *, section: str) -> None:
     module.load_state_dict(weights)
 
 
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+def state_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Where `found` does not fit a module with state dict `expected`, a line for each key."""
     mistakes = []
     for key in sorted(expected.keys() | found.keys()):
         if key not in found:

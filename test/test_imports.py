@@ -13,7 +13,17 @@ import pytest
 import sparserefine_ros
 
 PACKAGE = Path(sparserefine_ros.__file__).parent
-ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "triton", "torchsparse", "spconv")
+ENGINES = (
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_bindings",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "triton",
+    "torchsparse",
+    "spconv",
+)
 HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard")
 ROS = ("rclpy", "sensor_msgs", "diagnostic_msgs", "lifecycle_msgs", "std_msgs", "rcl_interfaces")
 
@@ -60,7 +70,8 @@ def test_the_command_line_starts_without_torch(module: str) -> None:
 
 def test_every_core_module_imports_without_ros_and_engines() -> None:
     modules = core_modules()
-    assert {"sparserefine_ros.pipeline", "sparserefine_ros.dense.onnxruntime"} <= set(modules)
+    engines = {f"sparserefine_ros.dense.{name}" for name in ("onnxruntime", "openvino", "tensorrt")}
+    assert {"sparserefine_ros.pipeline", *engines} <= set(modules)
     code = f"""
 import importlib, json
 for missing in {(*HEAVY, *ROS)!r}:

@@ -351,10 +351,48 @@ class TestSettings:
             fresh(tiny)
 
     def test_backends_are_named(self, pipeline: Pipeline) -> None:
-        assert pipeline.backends["dense"] == "onnxruntime CPU, 1 threads"
+        expected = "onnxruntime CPU, 1 threads (auto: device is cpu)"
+        assert pipeline.backends["dense"] == expected
         kernels = compiled_kernels()
-        engine = f"compiled {kernels.name}" if kernels else "PyTorch"
-        assert pipeline.backends["sparse"] == f"native CPU ({engine}), 1 threads"
+        engine = "pytorch"
+        if kernels:
+            native = kernels.has_bfloat16
+            engine = f"{'compiled-bfloat16' if native else 'compiled'} ({kernels.name})"
+        assert pipeline.backends["sparse"] == f"{engine}, 1 threads"
+
+    def test_the_sparse_engine_is_chosen_by_name(self, folder: Path) -> None:
+        chosen = fresh(folder, sparse_backend="pytorch")
+        assert chosen.backends["sparse"] == "pytorch, 1 threads"
+        with pytest.raises(BackendError, match="expected a sparse engine of auto, compiled"):
+            fresh(folder, sparse_backend="minkowski")
+
+
+class TestDeadline:
+    def test_without_time_nothing_is_refined(self, folder: Path) -> None:
+        pipeline, picture = fresh(folder), smooth_picture(40, 56)
+        free = pipeline(picture)
+        late = pipeline(picture, time_left_ms=0.0)
+        assert free.affordable_pixels is None
+        assert free.refined_pixels > 0
+        assert (late.affordable_pixels, late.refined_pixels, late.budget_hit) == (0, 0, True)
+        assert late.candidate_pixels == free.candidate_pixels
+
+    def test_with_time_enough_it_changes_nothing(self, folder: Path) -> None:
+        pipeline, picture = fresh(folder), smooth_picture(40, 56)
+        free = pipeline(picture)
+        timed = pipeline(picture, time_left_ms=1e6)
+        assert timed.affordable_pixels is not None
+        assert timed.refined_pixels == free.refined_pixels
+        np.testing.assert_array_equal(timed.labels, free.labels)
+
+    def test_the_tighter_of_budget_and_deadline_holds(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipeline, picture = fresh(folder, max_refined_pixels=100), smooth_picture(40, 56)
+        monkeypatch.setattr(pipeline.pixel_cost, "affordable", lambda left_ms: 40)
+        assert 0 < pipeline(picture, time_left_ms=1.0).refined_pixels <= 40
+        monkeypatch.setattr(pipeline.pixel_cost, "affordable", lambda left_ms: 4000)
+        assert 40 < pipeline(picture, time_left_ms=1.0).refined_pixels <= 100
 
 
 class TestPictures:

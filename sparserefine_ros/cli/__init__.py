@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle.
+"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle, engine, export, zoo.
 
 Each command imports what it needs when it runs.
 """
@@ -12,13 +12,26 @@ import sys
 from collections.abc import Sequence
 
 from sparserefine_ros.cli.bundle import add_bundle
+from sparserefine_ros.cli.engine import add_engine
 from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
 from sparserefine_ros.cli.train import add_ablate, add_train
+from sparserefine_ros.cli.zoo import add_export, add_zoo
 from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.openmp import spin_briefly
 
-_COMMANDS = (add_run, add_demo, add_train, add_ablate, add_evaluate, add_bench, add_bundle)
+_COMMANDS = (
+    add_run,
+    add_demo,
+    add_train,
+    add_ablate,
+    add_evaluate,
+    add_bench,
+    add_bundle,
+    add_engine,
+    add_export,
+    add_zoo,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

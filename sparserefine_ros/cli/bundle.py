@@ -18,6 +18,16 @@ def add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
     for action, command in ((verify, _verify), (seal, _seal)):
         action.add_argument("bundle", help="bundle folder")
         action.set_defaults(command=command)
+    add = actions.add_parser("add-refiner", help="add a refiner of the SparseRefine release")
+    add.add_argument("bundle", help="bundle with the dense model the refiner was trained for")
+    add.add_argument("checkpoint", type=Path, help="Lightning checkpoint, .ckpt")
+    add.add_argument(
+        "--entropy-threshold", type=float, required=True,
+        help="nats; the paper's: HRNet-W48 0.3, SegFormer-B5 0.1, Mask2Former-T 0.05, "
+        "Mask2Former-L 0.005, SegNeXt-L 0.1",
+    )  # fmt: skip
+    add.add_argument("--out", type=Path, help="folder of the new bundle; default: replace it")
+    add.set_defaults(command=_add_refiner)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -35,3 +45,16 @@ def _seal(options: argparse.Namespace) -> None:
 
     bundle = seal_bundle(Path(options.bundle))
     print(f"{bundle.name}: sealed, digest {bundle.digest}")
+
+
+def _add_refiner(options: argparse.Namespace) -> None:
+    from sparserefine_ros.zoo.refiner_bundle import add_released_refiner
+
+    bundle = open_bundle(options)
+    new = add_released_refiner(
+        bundle,
+        options.checkpoint,
+        options.out or bundle.folder,
+        threshold_nats=options.entropy_threshold,
+    )
+    print(f"{new.name}: with refiner at {new.folder}, digest {new.digest}")

@@ -105,7 +105,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--unet", action="append", help="sparse: bundle, small or reference")
     parser.add_argument("--density", action="append", type=float, help="sparse: share of pixels")
-    parser.add_argument("--engine", action="append", help="sparse: name of an engine")
+    parser.add_argument("--engine", action="append", help="sparse: an engine, or training")
     parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may be repeated")
     parser.add_argument("--frames", type=int, default=30, help="timed frames, at least 20")
     parser.add_argument("--warmup", type=int, default=5, help="frames before timing")
@@ -115,7 +115,8 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from sparserefine_ros.evaluation.bench import parse_size, write_figures
+    from sparserefine_ros.evaluation.bench import parse_size
+    from sparserefine_ros.evaluation.measure import write_figures
 
     if options.what == "sparse":
         _bench_sparse(options)
@@ -139,13 +140,14 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _bench_sparse(options: argparse.Namespace) -> None:
-    from sparserefine_ros.evaluation import bench_sparse
-    from sparserefine_ros.evaluation.bench import write_figures
+    from sparserefine_ros.evaluation.bench_sparse import bench_sparse
+    from sparserefine_ros.evaluation.measure import write_figures
+    from sparserefine_ros.evaluation.sparse_cases import DENSITIES, UNETS
 
-    figures = bench_sparse.bench_sparse(
+    figures = bench_sparse(
         open_bundle(options),
-        unets=options.unet or bench_sparse.UNETS,
-        densities=options.density or bench_sparse.DENSITIES,
+        unets=options.unet or UNETS,
+        densities=options.density or DENSITIES,
         engines=options.engine,
         threads=options.threads,
     )

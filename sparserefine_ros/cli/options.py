@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sparserefine_ros.bundle import Bundle
+    from sparserefine_ros.dense.options import EngineOptions
     from sparserefine_ros.pipeline import PipelineOptions
 
 DEFAULT_BUNDLE = "street_small"
@@ -19,10 +21,39 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Bundle, engine and selection."""
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
     parser.add_argument("--backend", default="auto", help="engine of the dense model")
+    parser.add_argument("--sparse-backend", default="auto", help="engine of the sparse refiner")
     parser.add_argument("--device", default="cpu", help="device of the engines")
+    add_engine_options(parser)
+    parser.add_argument("--no-build-engines", action="store_true", help="take built engines only")
     parser.add_argument("--threads", type=int, default=0, help="0 for one per core")
     parser.add_argument("--entropy-threshold", type=float, help="nats; default: the bundle's")
     parser.add_argument("--max-refined-pixels", type=int, help="0: no limit; default: the bundle's")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """How engines are made from the dense model."""
+    parser.add_argument(
+        "--precision", default="model", help="model (its own number types, default), fp16 or bf16"
+    )
+    parser.add_argument("--engine-cache", type=Path, help="folder of built engines")
+    parser.add_argument(
+        "--picture-sizes",
+        default="",
+        metavar="WxH[,WxH,WxH]",
+        help="size of the pictures, or smallest, usual and largest, for engines with fixed buffers",
+    )
+
+
+def engine_options(options: argparse.Namespace, *, build: bool = True) -> EngineOptions:
+    """What `add_engine_options` parsed."""
+    from sparserefine_ros.dense.options import EngineOptions, parse_picture_sizes
+
+    return EngineOptions(
+        precision=options.precision,
+        cache=options.engine_cache,
+        build=build,
+        picture_sizes=parse_picture_sizes(options.picture_sizes),
+    )
 
 
 def open_bundle(options: argparse.Namespace) -> Bundle:
@@ -39,8 +70,10 @@ def pipeline_options(options: argparse.Namespace) -> PipelineOptions:
 
     return PipelineOptions(
         backend=options.backend,
+        sparse_backend=options.sparse_backend,
         device=options.device,
         threads=options.threads,
+        engine=engine_options(options, build=not options.no_build_engines),
         entropy_threshold=options.entropy_threshold,
         max_refined_pixels=options.max_refined_pixels,
     )

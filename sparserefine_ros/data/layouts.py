@@ -6,6 +6,7 @@ All of them raise DatasetError when a file of the split is missing; see docs/dat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,14 @@ _DEEPGLOBE_LEGEND: Final[Legend] = (
     ("barren", (255, 255, 255)),
 )
 _ISIC_LEGEND: Final[Legend] = (("background", (0, 0, 0)), ("lesion", (255, 255, 255)))
+
+LEGENDS: Final[Mapping[str, Legend]] = {
+    "cityscapes": _CITYSCAPES_LEGEND,
+    "camvid": _CAMVID_LEGEND,
+    "voc": _VOC_LEGEND,
+    "deepglobe": _DEEPGLOBE_LEGEND,
+    "isic": _ISIC_LEGEND,
+}
 
 
 def _origin(title: str, holds: str, site: str) -> Origin:

@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.backends import BACKENDS, choose_backend, require_precision
+from sparserefine_ros.dense.devices import device_kind
+from sparserefine_ros.dense.options import (
+    DEFAULT_ENGINE,
+    DenseOptions,
+    EngineOptions,
+    Report,
+    silent,
+)
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.records import DenseOutput
 
@@ -28,44 +37,52 @@ class Segmenter(Protocol):
     def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
         """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
 
-        Features come along when the bundle's refiner or selector uses them.
+        Features come along when the bundle's refiner or selector uses them. All of it lies on the
+        CPU, wherever the model ran.
 
         Raises:
             ModelOutputError: the model returned NaN, infinity or the wrong shape.
         """
 
 
-Opener = Callable[..., Segmenter]
-
-# Modules are imported only when their engine is chosen.
-BACKENDS: Final[Mapping[str, str]] = {
-    "onnxruntime": "sparserefine_ros.dense.onnxruntime",
-}
-DEFAULT_BACKEND: Final = "onnxruntime"
+Opener = Callable[[Bundle, DenseOptions, Report], Segmenter]
 
 
-def open_segmenter(bundle: Bundle, *, backend: str, device: str, threads: int) -> Segmenter:
+def open_segmenter(
+    bundle: Bundle,
+    *,
+    backend: str,
+    device: str,
+    threads: int,
+    engine: EngineOptions = DEFAULT_ENGINE,
+    report: Report = silent,
+) -> Segmenter:
     """Load the dense model of a bundle.
 
     Args:
         bundle: verified bundle.
         backend: a name in `BACKENDS`, or "auto".
-        device: "cpu".
+        device: "cpu", "cuda" or "cuda:N".
         threads: threads of the engine; 0 for one per available core.
+        engine: how the engine is made from the model.
+        report: gets a line now and then while an engine is built.
 
     Raises:
-        BackendError: unknown backend or device, engine not installed, or model refused.
+        BackendError: unknown backend, device or precision, engine not installed, no such GPU, or
+            model refused.
         BundleError: the model contradicts the bundle.
     """
-    name = DEFAULT_BACKEND if backend == "auto" else backend
-    if name not in BACKENDS:
-        known = ", ".join(["auto", *BACKENDS])
-        raise BackendError(f"expected a dense backend out of {known}, got {backend!r}")
-    if device != "cpu":
-        raise BackendError(f"backend {name} runs on device cpu, got {device!r}; choose cpu")
-    module = importlib.import_module(BACKENDS[name])
-    opener: Opener = module.open_segmenter
-    return opener(bundle, threads=threads or available_cores())
+    name = choose_backend(bundle, backend, device, engine).backend
+    known = BACKENDS[name]
+    if device_kind(device) not in known.devices:
+        raise BackendError(
+            f"backend {name} runs on device {' or '.join(known.devices)}, got {device!r}; "
+            f"choose {known.devices[0]}"
+        )
+    require_precision(name, engine.precision)
+    opener: Opener = importlib.import_module(known.module).open_segmenter
+    how = DenseOptions(name, device, threads or available_cores(), engine)
+    return opener(bundle, how, report)
 
 
 def available_cores() -> int:

@@ -6,14 +6,9 @@ Shape legend: H, W full resolution. Times are wall-clock milliseconds.
 
 from __future__ import annotations
 
-import json
-import platform
 import re
-import resource
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,8 +17,9 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.street import StreetScene
-from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
+from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, Prediction
@@ -32,26 +28,10 @@ from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.uncertainty import measure_uncertainty
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-# Folding batch norm reorders sums; a pixel whose two best classes tie to 1e-5 may flip.
+# Folding batch norm reorders sums; a pixel whose two best classes tie to 1e-5 may flip. Products of
+# bfloat16 flip those that tie to about a hundredth.
 _LABELS_EQUAL = 0.9999
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Distribution of one time over the frames, milliseconds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, milliseconds: Sequence[float]) -> Spread:
-        """Median, 10th and 90th percentile."""
-        low, median, high = np.percentile(milliseconds, (10, 50, 90))
-        return cls(float(median), float(low), float(high))
+_LABELS_EQUAL_BFLOAT16 = 0.998
 
 
 @dataclass(frozen=True)
@@ -154,14 +134,17 @@ def compare_with_reference(pipeline: Pipeline, image: NDArray[np.uint8]) -> floa
     """Share of labels equal to the plain modules' result, nothing folded, chunked or re-used.
 
     Raises:
-        SparseRefineError: fewer than 99.99 % are equal.
+        SparseRefineError: fewer than 99.99 % are equal, 99.8 % with products of bfloat16.
     """
+    least = _LABELS_EQUAL
+    if "bfloat16" in pipeline.backends["sparse"]:
+        least = _LABELS_EQUAL_BFLOAT16
     labels = pipeline(image).labels
     assert labels is not None
     equal = float((labels == reference_labels(pipeline, image)).mean())
-    if equal < _LABELS_EQUAL:
+    if equal < least:
         raise SparseRefineError(
-            f"expected {_LABELS_EQUAL:.2%} of the labels to equal the reference computation, got "
+            f"expected {least:.2%} of the labels to equal the reference computation, got "
             f"{equal:.4%}; timings of wrong results mean nothing, so none were taken"
         )
     return equal
@@ -210,28 +193,3 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise ConfigurationError(f"expected a size such as 2048x1024, got {text!r}")
     return int(match[2]), int(match[1])
-
-
-def describe_machine() -> str:
-    """Processor, cores and versions in one line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
-        model = found[1] if found else model
-    return (
-        f"{model}, {available_cores()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
-    )
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def write_figures(figures: Sequence[DataclassInstance], path: Path) -> None:
-    """Write figures, such as `Figures`, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = [asdict(figure) for figure in figures]
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

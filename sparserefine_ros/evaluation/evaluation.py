@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import Self
 
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.evaluation.bench import Spread
+from sparserefine_ros.evaluation.measure import Spread
 from sparserefine_ros.evaluation.scores import FrameScore, Parameters, Setting, Tally, Variant
 from sparserefine_ros.records import STAGES
 

@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from sparserefine_ros.kernels.convolution import Convolver, pad_channels, padded, zeros
+from sparserefine_ros.kernels.convolution import Convolver, Weights, pad_channels, padded, zeros
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.plan import Gather
 
@@ -37,14 +37,14 @@ class _WeightGradient(ctypes.Structure):
 
 
 def convolve_gather(
-    kernels: Kernels, features: Tensor, weights: Tensor, gather: Gather, out: Tensor
+    kernels: Kernels, features: Tensor, weights: Weights, gather: Gather, out: Tensor
 ) -> None:
     """Write a gather's output rows.
 
     Args:
         kernels: as `compiled_kernels` returns.
         features: [N, I], contiguous.
-        weights: [T * I, padded(O)], the kernel's taps of this gather, stacked.
+        weights: the kernel's taps of this gather.
         gather: M output rows.
         out: [outputs, padded(O)]; only the gather's rows are written.
     """

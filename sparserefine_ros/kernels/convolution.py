@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on the compiled kernels, and the memory it works in.
 
-Shape legend: N sites; T taps; I input channels. Features are float32 [N, pitch]: the pitch is the
-number of channels, rounded up to whole vectors where a kernel writes. A missing link is row N.
+Shape legend: N sites; T taps; I input, O output channels. Features are float32 or bfloat16
+[N, pitch]: the pitch is the number of channels, rounded up to whole vectors where a kernel writes.
+A missing link is row N.
 """
 
 from __future__ import annotations
@@ -22,16 +23,47 @@ from sparserefine_ros.kernels.library import Kernels
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 
-# Features, their table int32 [count, T] (None: row by row) and weights [T * I, pitch].
-Source: TypeAlias = tuple[Tensor, Tensor | None, Tensor]
+# Outputs whose weights lie side by side, `BLOCK` in `convolve.h`.
+_BLOCK: Final = 4 * LANES
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A convolution's weights [T, I, O] as its kernel reads them.
+
+    Attributes:
+        words: float32, or pairs of bfloat16 seen as float32; see `SrSource` in `convolve.h`.
+        channels: words per tap and output.
+        dtype: float32 or bfloat16, which the features have too.
+    """
+
+    words: Tensor
+    channels: int
+    dtype: torch.dtype
+
+    @classmethod
+    def pack(cls, values: Tensor, dtype: torch.dtype = torch.float32) -> Weights:
+        """From weights [T, I, O]."""
+        values = pad_channels(values)
+        if dtype == torch.bfloat16:
+            taps, inputs, outputs = values.shape
+            pairs = F.pad(values, (0, 0, 0, inputs % 2)).view(taps, -1, 2, outputs)
+            values = pairs.to(dtype).transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
+        blocks = [block.flatten() for block in torch.split(values, _BLOCK, 2)]
+        return cls(torch.cat(blocks), values.shape[1], dtype)
+
+
+# Features, their table int32 [count, T] (None: row by row) and weights.
+Source: TypeAlias = tuple[Tensor, Tensor | None, Weights]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """max(0, scale * x + shift), both [pitch]."""
+    """max(0, scale * x + shift), both float32 [pitch]; the result is of `dtype`."""
 
     scale: Tensor
     shift: Tensor
+    dtype: torch.dtype = torch.float32
 
 
 class _Source(ctypes.Structure):
@@ -44,6 +76,7 @@ class _Source(ctypes.Structure):
         ("pitch", ctypes.c_int64),
         ("taps", ctypes.c_int64),
         ("channels", ctypes.c_int64),
+        ("pairs", ctypes.c_int64),
     ]
 
 
@@ -53,6 +86,7 @@ class _Activation(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("shift", ctypes.c_void_p),
         ("pitch", ctypes.c_int64),
+        ("bfloat16", ctypes.c_int64),
     ]
 
 
@@ -69,7 +103,6 @@ class _Convolution(ctypes.Structure):
         ("rows", ctypes.c_void_p),
         ("count", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
-        ("relu", ctypes.c_int64),
         ("threads", ctypes.c_int64),
     ]
 
@@ -97,13 +130,20 @@ class Convolver:
         self._kernels, self._threads = kernels, threads
         self._slots: dict[tuple[str, int], Tensor] = {}
 
-    def take(self, slot: str, depth: int, count: int, channels: int) -> Tensor:
+    def take(
+        self,
+        slot: str,
+        depth: int,
+        count: int,
+        channels: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Features [count, pitch], valid until taken again."""
         pitch = padded(channels)
         size = count * pitch
         storage = self._slots.get((slot, depth))
-        if storage is None or storage.numel() < size:
-            storage = torch.empty(size + size // 4)
+        if storage is None or storage.numel() < size or storage.dtype != dtype:
+            storage = torch.empty(size + size // 4, dtype=dtype)
             self._slots[slot, depth] = storage
         return storage[:size].view(count, pitch)
 
@@ -118,7 +158,6 @@ class Convolver:
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         rows: Tensor | None = None,
-        relu: bool = False,
     ) -> None:
         """One call of the kernel.
 
@@ -126,36 +165,40 @@ class Convolver:
             sources: what is summed over.
             count: output rows.
             outputs: output channels.
-            raw: where to write the sums, after `relu` if asked for.
+            raw: float32, where to write the sums.
             into: where to write the activated sums, at most two.
             bias: [pitch].
             residual: added to the sums; may be `raw`.
             rows: int64 [count], output rows; None for all in order.
-            relu: see `raw`.
         """
         listed = (_Source * len(sources))(
             *(_describe(features, table, weights) for features, table, weights in sources)
         )
         activations = (_Activation * _MOST_ACTIVATIONS)(
             *(
-                _Activation(x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1])
+                _Activation(
+                    x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1],
+                    n.dtype == torch.bfloat16,
+                )
                 for x, n in into
             )
-        )
+        )  # fmt: skip
         call = _Convolution(
             listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
             _pointer(raw), _pitch(raw), activations, _pointer(rows), count, padded(outputs),
-            relu, self._threads,
+            self._threads,
         )  # fmt: skip
         self._kernels.call.sr_convolve(ctypes.byref(call))
 
 
-def _describe(features: Tensor, table: Tensor | None, weights: Tensor) -> _Source:
+def _describe(features: Tensor, table: Tensor | None, weights: Weights) -> _Source:
+    assert features.dtype == weights.dtype
     taps = 1 if table is None else table.shape[1]
-    rows, pitch = features.shape
+    pairs = weights.dtype == torch.bfloat16
+    rows, pitch = features.shape[0], features.shape[1] // (2 if pairs else 1)
     return _Source(
-        features.data_ptr(), zeros(pitch).data_ptr(), _pointer(table), weights.data_ptr(),
-        rows, pitch, taps, weights.shape[0] // taps,
+        features.data_ptr(), zeros(weights.channels).data_ptr(), _pointer(table),
+        weights.words.data_ptr(), rows, pitch, taps, weights.channels, pairs,
     )  # fmt: skip
 
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sparse convolution as one implicit matrix product: rows are read where they lie, nothing is
 // gathered into memory first, and what follows a convolution is applied while it is in registers.
+//
+// Inputs and weights are words of 32 bits: a float32, or two bfloat16 of neighbouring channels.
+// Either way a word of a row meets a word of each output's weights, and the sum is float32.
 
 #pragma once
 
@@ -10,22 +13,25 @@ extern "C" {
 
 // One input of a convolution: `taps` rows of `features` for each output row.
 struct SrSource {
-  const float *features;  // [rows, pitch]
-  const float *none;      // [channels] zeros, what a missing link points to
+  const float *features;  // words [rows, pitch]
+  const float *none;      // words [channels] of zeros, what a missing link points to
   const int32_t *table;   // [count, taps], `rows` for "none"; null for "row m feeds output m"
-  const float *weights;   // [taps, channels, outputs]
+  const float *weights;   // words [outputs / BLOCK, taps, channels, BLOCK]; the last BLOCK may be
+                          // narrower: the outputs that are left
   int64_t rows;
-  int64_t pitch;
+  int64_t pitch;     // words
   int64_t taps;
-  int64_t channels;
+  int64_t channels;  // words
+  int64_t pairs;     // whether a word is two bfloat16
 };
 
 // max(0, scale * x + shift), written for whatever reads the result next; `out` null for none.
 struct SrActivation {
-  float *out;  // [rows, pitch]
+  void *out;  // [rows, pitch], float32 or bfloat16
   const float *scale;
   const float *shift;
   int64_t pitch;
+  int64_t bfloat16;
 };
 
 struct SrConvolution {
@@ -40,108 +46,188 @@ struct SrConvolution {
   const int64_t *rows;  // [count] output rows; null for all in order
   int64_t count;
   int64_t outputs;  // a multiple of 16
-  int64_t relu;     // whether `raw` is max(0, .)
   int64_t threads;
 };
 }
 
 namespace sr {
 
+// Vectors of outputs worked on together, and registers for their sums and weights.
 #ifdef __AVX512F__
-constexpr int REGISTERS = 28;
+constexpr int MOST_WIDTH = 4, REGISTERS = 30;
 #else
-constexpr int REGISTERS = 6;  // a vector takes two or four registers here
+constexpr int MOST_WIDTH = 2, REGISTERS = 15;
 #endif
 
-// Output rows worked on together: accumulators and a few weight vectors fill the registers.
+// Outputs whose weights lie side by side.
+constexpr int64_t BLOCK = 64;
+
+// Weights that stay in the first-level cache while a chunk of rows passes by, in words.
+constexpr int64_t RESIDENT = 8192;
+
+// Rows that share the resident weights; their sums and inputs stay in the second-level cache.
+constexpr int64_t CHUNK = 256;
+
+// Output rows worked on together: accumulators, a vector of weights each and an input.
 template <int WIDTH>
 constexpr int tile_rows() {
-  constexpr int rows = (REGISTERS - 2 * WIDTH) / WIDTH;
-  return rows < 1 ? 1 : rows > 12 ? 12 : rows;
+  constexpr int rows = (REGISTERS - WIDTH) / WIDTH;
+  return rows < 1 ? 1 : rows > 8 ? 8 : rows;
 }
 
-template <int ROWS, int WIDTH>
-static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const SrSource &source, int64_t outputs,
+// Some taps and channels of one source.
+struct Piece {
+  const SrSource *source;
+  int64_t first_tap, end_tap;
+  int64_t first_channel, end_channel;
+};
+
+// Cuts the sources of a convolution into pieces, and pieces into passes over the rows.
+class Passes {
+ public:
+  Passes(const SrConvolution &c, int64_t columns) : c_(c), words_(RESIDENT / columns) {}
+
+  // The pieces of the next pass, at most MOST of them; false after the last.
+  static constexpr int MOST = 4;
+  bool next(Piece (&pieces)[MOST], int &count) {
+    int64_t room = words_;
+    for (count = 0; count < MOST && source_ < c_.source_count && room > 0;) {
+      const SrSource &s = c_.sources[source_];
+      Piece &piece = pieces[count];
+      piece = {&s, tap_, tap_ + 1, channel_, s.channels};
+      if (channel_ == 0 && s.channels <= room) {
+        const int64_t taps = room / s.channels, left = s.taps - tap_;
+        piece.end_tap = tap_ + (taps < left ? taps : left);
+      } else if (s.channels - channel_ > room) {
+        if (count && room < words_ / 2) break;
+        piece.end_channel = channel_ + room;
+      }
+      room -= (piece.end_tap - tap_) * (piece.end_channel - channel_);
+      channel_ = piece.end_channel == s.channels ? 0 : piece.end_channel;
+      if (channel_ == 0) tap_ = piece.end_tap;
+      if (tap_ == s.taps) ++source_, tap_ = 0;
+      ++count;
+    }
+    return count > 0;
+  }
+
+  bool done() const { return source_ == c_.source_count; }
+
+ private:
+  const SrConvolution &c_;
+  const int64_t words_;
+  int64_t source_ = 0, tap_ = 0, channel_ = 0;
+};
+
+template <bool PAIRS, int ROWS, int WIDTH>
+static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int64_t outputs,
                               int64_t column, const int64_t (&site)[ROWS]) {
-  const int64_t channels = source.channels;
-  const float *weights = source.weights + column;
-  for (int64_t tap = 0; tap < source.taps; ++tap) {
+  const SrSource &s = *piece.source;
+  const int64_t start = column / BLOCK * BLOCK, left = outputs - start;
+  const int64_t stride = left < BLOCK ? left : BLOCK;
+  const float *block = s.weights + start * s.taps * s.channels + column - start;
+  for (int64_t tap = piece.first_tap; tap < piece.end_tap; ++tap) {
     const float *input[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      const int64_t row =
-          source.table ? int64_t(source.table[site[r] * source.taps + tap]) : site[r];
-      input[r] = row < source.rows ? source.features + row * source.pitch : source.none;
+      const int64_t row = s.table ? int64_t(s.table[site[r] * s.taps + tap]) : site[r];
+      input[r] = row < s.rows ? s.features + row * s.pitch : s.none;
     }
-    int64_t i = 0;
-    for (; i + 2 <= channels; i += 2, weights += 2 * outputs) {
-      Lanes first[WIDTH], second[WIDTH];
-      for (int v = 0; v < WIDTH; ++v) {
-        first[v] = load(weights + v * LANES);
-        second[v] = load(weights + outputs + v * LANES);
-      }
-      for (int r = 0; r < ROWS; ++r) {
-        for (int v = 0; v < WIDTH; ++v) sum[r][v] += first[v] * input[r][i];
-        for (int v = 0; v < WIDTH; ++v) sum[r][v] += second[v] * input[r][i + 1];
-      }
-    }
-    for (; i < channels; ++i, weights += outputs) {
+    const float *weights = block + (tap * s.channels + piece.first_channel) * stride;
+    for (int64_t i = piece.first_channel; i < piece.end_channel; ++i, weights += stride) {
+      Lanes w[WIDTH];
+      for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
       for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < WIDTH; ++v) sum[r][v] += load(weights + v * LANES) * input[r][i];
+        for (int v = 0; v < WIDTH; ++v)
+          sum[r][v] = multiply_add<PAIRS>(sum[r][v], w[v], input[r] + i);
     }
   }
 }
 
-// Rows first .. first + ROWS of the output, of which `valid` exist, columns of WIDTH vectors.
+template <int WIDTH>
+static inline void finish(const SrConvolution &c, const Lanes (&sum)[WIDTH], int64_t row,
+                          int64_t column) {
+  for (int v = 0; v < WIDTH; ++v) {
+    const int64_t at = column + v * LANES;
+    Lanes x = sum[v];
+    if (c.residual) x += load(c.residual + row * c.residual_pitch + at);
+    if (c.raw) store(c.raw + row * c.raw_pitch + at, x);
+    for (const SrActivation &a : c.activations) {
+      if (!a.out) continue;
+      const Lanes y = maximum(x * load(a.scale + at) + load(a.shift + at), Lanes{});
+      if (a.bfloat16)
+        store_bfloat16(static_cast<uint16_t *>(a.out) + row * a.pitch + at, y);
+      else
+        store(static_cast<float *>(a.out) + row * a.pitch + at, y);
+    }
+  }
+}
+
+// One pass over some rows and columns of the output.
+struct Pass {
+  const Piece *pieces;
+  int count;
+  bool first, last;
+  float *sums;  // [CHUNK, WIDTH * LANES], from the pass before and for the pass behind
+};
+
+// Rows first .. first + ROWS of the output, of which `valid` exist; `sums` are theirs.
 template <int ROWS, int WIDTH>
-static void convolve_tile(const SrConvolution &c, int64_t first, int valid, int64_t column) {
+static void convolve_tile(const SrConvolution &c, const Pass &pass, int64_t first, int valid,
+                          int64_t column, float *sums) {
   int64_t site[ROWS];
   for (int r = 0; r < ROWS; ++r) site[r] = first + (r < valid ? r : valid - 1);
   Lanes sum[ROWS][WIDTH];
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < WIDTH; ++v)
-      sum[r][v] = c.bias ? load(c.bias + column + v * LANES) : Lanes{};
-  for (int64_t s = 0; s < c.source_count; ++s)
-    accumulate<ROWS, WIDTH>(sum, c.sources[s], c.outputs, column, site);
-  for (int r = 0; r < valid; ++r) {
-    const int64_t row = c.rows ? c.rows[site[r]] : site[r];
-    for (int v = 0; v < WIDTH; ++v) {
-      const int64_t at = column + v * LANES;
-      Lanes x = sum[r][v];
-      if (c.residual) x += load(c.residual + row * c.residual_pitch + at);
-      if (c.relu) x = maximum(x, Lanes{});
-      if (c.raw) store(c.raw + row * c.raw_pitch + at, x);
-      for (const SrActivation &a : c.activations)
-        if (a.out)
-          store(a.out + row * a.pitch + at,
-                maximum(x * load(a.scale + at) + load(a.shift + at), Lanes{}));
-    }
+      sum[r][v] = !pass.first ? load(sums + (r * WIDTH + v) * LANES)
+                  : c.bias    ? load(c.bias + column + v * LANES)
+                              : Lanes{};
+  for (int p = 0; p < pass.count; ++p) {
+    if (pass.pieces[p].source->pairs)
+      accumulate<true, ROWS, WIDTH>(sum, pass.pieces[p], c.outputs, column, site);
+    else
+      accumulate<false, ROWS, WIDTH>(sum, pass.pieces[p], c.outputs, column, site);
+  }
+  if (pass.last) {
+    for (int r = 0; r < valid; ++r)
+      finish<WIDTH>(c, sum[r], c.rows ? c.rows[site[r]] : site[r], column);
+  } else {
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < WIDTH; ++v) store(sums + (r * WIDTH + v) * LANES, sum[r][v]);
   }
 }
 
 template <int WIDTH>
-static void convolve_rows(const SrConvolution &c, int64_t begin, int64_t end, int64_t column) {
+static void convolve_columns(const SrConvolution &c, int64_t begin, int64_t end, int64_t column) {
   constexpr int ROWS = tile_rows<WIDTH>();
-  for (int64_t first = begin; first < end; first += ROWS) {
-    const int64_t left = end - first;
-    convolve_tile<ROWS, WIDTH>(c, first, int(left < ROWS ? left : ROWS), column);
+  alignas(64) float sums[(CHUNK + ROWS) * WIDTH * LANES];
+  Piece pieces[Passes::MOST];
+  Passes passes(c, WIDTH * LANES);
+  Pass pass{pieces, 0, true, false, sums};
+  while (passes.next(pieces, pass.count)) {
+    pass.last = passes.done();
+    for (int64_t first = begin; first < end; first += ROWS) {
+      const int64_t left = end - first;
+      convolve_tile<ROWS, WIDTH>(c, pass, first, int(left < ROWS ? left : ROWS), column,
+                                 sums + (first - begin) * WIDTH * LANES);
+    }
+    pass.first = false;
   }
 }
 
 static void convolve(const SrConvolution &c) {
-  // Few enough rows that their inputs are still in the second-level cache for the next columns.
-  constexpr int64_t CHUNK = 1024;
   const int64_t chunks = (c.count + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * CHUNK;
     const int64_t end = begin + CHUNK < c.count ? begin + CHUNK : c.count;
     int64_t column = 0;
-    for (; column + 4 * LANES <= c.outputs; column += 4 * LANES)
-      convolve_rows<4>(c, begin, end, column);
+    for (; column + MOST_WIDTH * LANES <= c.outputs; column += MOST_WIDTH * LANES)
+      convolve_columns<MOST_WIDTH>(c, begin, end, column);
     switch ((c.outputs - column) / LANES) {
-      case 3: convolve_rows<3>(c, begin, end, column); break;
-      case 2: convolve_rows<2>(c, begin, end, column); break;
-      case 1: convolve_rows<1>(c, begin, end, column); break;
+      case 3: convolve_columns<3>(c, begin, end, column); break;
+      case 2: convolve_columns<2>(c, begin, end, column); break;
+      case 1: convolve_columns<1>(c, begin, end, column); break;
     }
   }
 }

@@ -31,7 +31,7 @@ namespace sr {
 #ifdef __AVX512F__
 constexpr int GRADIENT_CHANNELS = 8, GRADIENT_WIDTH = 2;
 #else
-constexpr int GRADIENT_CHANNELS = 4, GRADIENT_WIDTH = 1;  // a vector takes two or four registers
+constexpr int GRADIENT_CHANNELS = 4, GRADIENT_WIDTH = 2;  // half as many registers
 #endif
 
 template <int CHANNELS, int WIDTH>

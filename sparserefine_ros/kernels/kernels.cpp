@@ -8,7 +8,7 @@
 #include "plan.h"
 
 // Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
-constexpr int64_t kInterface = 1;
+constexpr int64_t kInterface = 2;
 
 extern "C" {
 

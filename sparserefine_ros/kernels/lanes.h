@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixteen float32 at a time, and the functions of them that the kernels need.
+// As many float32 at a time as a register holds, and the functions of them that the kernels need.
 //
-// GCC's vector extension lowers to whatever the compiled-for processor has: AVX-512, AVX2, NEON.
+// GCC's vector extension lowers to whatever the compiled-for processor has: AVX-512, AVX2, SSE2,
+// NEON. Vectors wider than a register would be lowered to single numbers, a hundred times slower.
 
 #pragma once
 
@@ -9,12 +10,23 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace sr {
 
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t IntLanes __attribute__((vector_size(64)));
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntLanes __attribute__((vector_size(4 * LANES)));
+typedef int16_t HalfLanes __attribute__((vector_size(2 * LANES)));
 
 static inline Lanes load(const float *from) {
   Lanes value;
@@ -27,6 +39,42 @@ static inline void store(float *to, Lanes value) { std::memcpy(to, &value, sizeo
 static inline Lanes broadcast(float value) { return Lanes{} + value; }
 
 static inline Lanes maximum(Lanes a, Lanes b) { return a > b ? a : b; }
+
+// sum + weight * input, lane by lane. PAIRS: all words are two bfloat16, the lower channel in the
+// lower half, and both products are added.
+template <bool PAIRS>
+static inline Lanes multiply_add(Lanes sum, Lanes weight, const float *input) {
+  if constexpr (!PAIRS) return sum + weight * *input;
+#ifdef __AVX512BF16__
+  int32_t word;
+  std::memcpy(&word, input, sizeof word);
+  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(word));
+#else
+  IntLanes words;
+  uint32_t word;
+  std::memcpy(&words, &weight, sizeof words);
+  std::memcpy(&word, input, sizeof word);
+  const uint32_t low = word << 16, high = word & 0xffff0000u;
+  float lower, upper;
+  std::memcpy(&lower, &low, sizeof lower);
+  std::memcpy(&upper, &high, sizeof upper);
+  return sum + Lanes(words << 16) * lower + Lanes(words & int32_t(0xffff0000)) * upper;
+#endif
+}
+
+// Rounds to nearest, ties to even.
+static inline void store_bfloat16(uint16_t *to, Lanes value) {
+#ifdef __AVX512BF16__
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
+  std::memcpy(to, &rounded, sizeof rounded);
+#else
+  IntLanes bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const IntLanes rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto halves = __builtin_convertvector(rounded, HalfLanes);
+  std::memcpy(to, &halves, sizeof halves);
+#endif
+}
 
 // exp(x) for x <= 0, relative error below 2e-7; 0 from -87.3 on downwards.
 static inline Lanes exp_negative(Lanes x) {

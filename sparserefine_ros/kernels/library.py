@@ -12,6 +12,7 @@ import functools
 import importlib.machinery
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +25,15 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 1
+_INTERFACE: Final = 2
+
+_BFLOAT16: Final = "_x86_64_v4_bf16"
 
 # Best first: library, what people call it, and the flags Linux reports for such processors.
 _V3_FLAGS: Final = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4_FLAGS: Final = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VARIANTS: Final = (
+    (_BFLOAT16, "AVX-512 with bfloat16", _V4_FLAGS | {"avx512_bf16"}),
     ("_x86_64_v4", "AVX-512", _V4_FLAGS),
     ("_x86_64_v3", "AVX2", _V3_FLAGS),
     ("_portable", platform.machine(), frozenset[str]()),
@@ -41,6 +45,7 @@ class Kernels:
 
     Attributes:
         name: instruction set, for logs and diagnostics.
+        has_bfloat16: whether they multiply bfloat16 in one instruction.
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.
 
     Raises:
@@ -49,6 +54,7 @@ class Kernels:
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
+        self.has_bfloat16 = path.name.startswith(_BFLOAT16)
         self.call = ctypes.CDLL(str(path))
         interface = getattr(self.call, "sr_interface", None)
         if interface is None or interface() != _INTERFACE:
@@ -68,12 +74,16 @@ def compiled_kernels() -> Kernels | None:
     """
     if os.environ.get(VARIABLE, "").lower() == PYTORCH:
         return None
+    return next(runnable_kernels(), None)
+
+
+def runnable_kernels() -> Iterator[Kernels]:
+    """All that were built and this processor runs, fastest first."""
     flags = _processor_flags()
     for library, name, needed in _VARIANTS:
         path = _find(library)
         if path is not None and needed <= flags:
-            return Kernels(path, name)
-    return None
+            yield Kernels(path, name)
 
 
 def _find(library: str) -> Path | None:

@@ -19,13 +19,8 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import SparseRefineError
-from sparserefine_ros.evaluation.bench import (
-    Figures,
-    Spread,
-    describe_machine,
-    peak_memory_mb,
-    street_pictures,
-)
+from sparserefine_ros.evaluation.bench import Figures, street_pictures
+from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import Prediction
 from sparserefine_ros.ros.convert import array_to_image
@@ -76,6 +71,7 @@ def _node_parameters(
     parameters: dict[str, str | int | float | bool] = {
         "bundle": str(bundle.folder.resolve()),
         "backend": options.backend,
+        "sparse_backend": options.sparse_backend,
         "device": options.device,
         "threads": options.threads,
     }

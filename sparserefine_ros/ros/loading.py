@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.options import EngineOptions, Report, parse_picture_sizes
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.resources import find_bundle
@@ -36,11 +39,40 @@ class Model:
         self.pipeline.max_refined_pixels = None if budget < 0 else budget
 
 
-ModelLoader = Callable[[NodeParameters], Model]
+ModelLoader = Callable[[NodeParameters, Report], Model]
 
 
-def load_model(parameters: NodeParameters) -> Model:
+def load_while(
+    load: ModelLoader,
+    parameters: NodeParameters,
+    report: Report,
+    *,
+    meanwhile: Callable[[], None],
+) -> Model:
+    """Load in a thread of its own, for an engine may be built for minutes.
+
+    Args:
+        load: does it.
+        parameters: what it gets.
+        report: gets its progress, in that thread.
+        meanwhile: called in the caller's thread every `diagnostics_period_s` until it is done.
+
+    Raises:
+        what `load` raises.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, "load_model") as pool:
+        loading = pool.submit(load, parameters, report)
+        while not concurrent.futures.wait([loading], parameters.diagnostics_period_s).done:
+            meanwhile()
+        return loading.result()
+
+
+def load_model(parameters: NodeParameters, report: Report) -> Model:
     """Open the bundle and build the pipeline that `parameters` ask for.
+
+    Args:
+        parameters: the node's.
+        report: gets the progress of what takes long.
 
     Raises:
         BundleError: no such bundle, or it is damaged.
@@ -59,10 +91,23 @@ def load_model(parameters: NodeParameters) -> Model:
     )
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
-    options = PipelineOptions(
-        backend=parameters.backend, device=parameters.device, threads=parameters.threads
-    )
-    pipeline = Pipeline(bundle, options)
+    pipeline = Pipeline(bundle, _pipeline_options(parameters), report)
     model = Model(bundle, pipeline)
     model.apply(parameters)
     return model
+
+
+def _pipeline_options(parameters: NodeParameters) -> PipelineOptions:
+    engine = EngineOptions(
+        precision=parameters.dense_precision,
+        cache=Path(parameters.engine_cache) if parameters.engine_cache else None,
+        build=parameters.build_engines,
+        picture_sizes=parse_picture_sizes(parameters.picture_sizes),
+    )
+    return PipelineOptions(
+        backend=parameters.backend,
+        sparse_backend=parameters.sparse_backend,
+        device=parameters.device,
+        threads=parameters.threads,
+        engine=engine,
+    )

@@ -27,6 +27,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from sparserefine_ros.dense.options import Progress
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.ros import parameters as node_parameters
 from sparserefine_ros.ros.diagnostics import (
@@ -36,7 +37,7 @@ from sparserefine_ros.ros.diagnostics import (
     build_status,
     status_to_message,
 )
-from sparserefine_ros.ros.loading import ModelLoader, load_model
+from sparserefine_ros.ros.loading import ModelLoader, load_model, load_while
 from sparserefine_ros.ros.losses import LossCounter
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.session import Frame, Session
@@ -104,13 +105,13 @@ class SegmentNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open bundle and pipeline, create the publishers; stays unconfigured if that fails."""
+        self._failure = ""
         try:
             self._session = self._open_session()
         except SparseRefineError as err:
             return self._refuse("configure", f"{type(err).__name__}: {err}")
         except Exception as err:
             return self._refuse("configure", repr(err), traceback.format_exc())
-        self._failure = ""
         self._phase = "inactive"
         self._diagnostics_timer.timer_period_ns = int(self._settings.diagnostics_period_s * 1e9)
         model = self._session.model
@@ -167,7 +168,23 @@ class SegmentNode(LifecycleNode):
         mistakes = [*self._start_mistakes.values(), *node_parameters.find_mistakes(self._settings)]
         if mistakes:
             raise ConfigurationError("; ".join(mistakes))
-        return Session(self, self._load(self._settings), lambda: self._settings, self._history)
+        self._phase = "configuring"
+        try:
+            model = load_while(
+                self._load,
+                self._settings,
+                self._note_progress,
+                meanwhile=self._publish_diagnostics,
+            )
+        finally:
+            self._phase = "unconfigured"
+        return Session(self, model, lambda: self._settings, self._history)
+
+    def _note_progress(self, progress: Progress) -> None:
+        """Called by the thread that loads the model."""
+        if progress.doing not in self._phase:
+            self.get_logger().info(progress.doing)
+        self._phase = f"configuring: {progress}"
 
     def _refuse(self, transition: str, reason: str, details: str = "") -> TransitionCallbackReturn:
         self._failure = f"cannot {transition}: {reason}"

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from rclpy.node import Node
 
+from sparserefine_ros.dense.options import PRECISIONS, parse_picture_sizes
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
 
@@ -45,9 +46,38 @@ class NodeParameters:
 
     bundle: str = _parameter("street_small", "Bundle folder, or the name of a bundle shipped here.")
     backend: str = _parameter(
-        "auto", "Inference engine of the dense model; auto takes the best one installed."
+        "auto",
+        "Inference engine of the dense model: onnxruntime, openvino, tensorrt, tensorrt_rtx; auto "
+        "chooses by device and says why in the log and the diagnostics.",
     )
-    device: str = _parameter("cpu", "Where the models run, such as cpu or cuda:0.")
+    sparse_backend: str = _parameter(
+        "auto",
+        "Engine of the sparse refiner; auto takes compiled-bfloat16 where the CPU has bfloat16, "
+        "else compiled, else pytorch.",
+    )
+    device: str = _parameter("cpu", "Where the dense model runs, such as cpu or cuda:0.")
+    dense_precision: str = _parameter(
+        "model",
+        "Arithmetic of the dense model: model keeps the number types of its file; fp16 is for "
+        "tensorrt and tensorrt_rtx, bf16 for openvino.",
+        choices=PRECISIONS,
+    )
+    picture_sizes: str = _parameter(
+        "",
+        "Size of the camera's pictures such as 1920x1080, or the smallest, usual and largest such "
+        "as 640x480,1920x1080,3840x2160; tensorrt and tensorrt_rtx need it for bundles without a "
+        "fixed input size.",
+    )
+    engine_cache: str = _parameter(
+        "",
+        "Folder of built TensorRT engines; empty for sparserefine_ros/engines in $XDG_CACHE_HOME "
+        "or ~/.cache.",
+    )
+    build_engines: bool = _parameter(
+        True,
+        "Whether a TensorRT engine that is not in the cache is built when the node is configured; "
+        "otherwise that is an error.",
+    )
     threads: int = _parameter(
         0, "CPU threads of the models; 0: one per core.", minimum=0, maximum=1024
     )
@@ -157,6 +187,10 @@ def find_mistakes(
     """
     values = [(spec, getattr(parameters, spec.name)) for spec in PARAMETERS]
     mistakes = [text for spec, value in values if (text := check_value(spec, value))]
+    try:
+        parse_picture_sizes(parameters.picture_sizes)
+    except ConfigurationError as err:
+        mistakes.append(f"picture_sizes: {err}")
     threshold = parameters.entropy_threshold
     if -1.0 < threshold < 0.0:
         mistakes.append(f"entropy_threshold: expected -1.0 or at least 0.0 nats, got {threshold}")

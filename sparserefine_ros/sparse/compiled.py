@@ -5,6 +5,9 @@ Each convolution writes its raw result, where a residual or a shortcut will read
 next norm and ReLU make of it, while the sums are still in registers. A concatenation is never
 built: its parts are two sources of the same convolution.
 
+In bfloat16, what enters a 3x3 convolution and its weights are rounded to bfloat16; sums, residuals
+and the classifier stay float32.
+
 Shape legend: N sites of a level; features are laid out as in `kernels.convolution`.
 """
 
@@ -14,39 +17,41 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from sparserefine_ros.kernels.convolution import Activation, Convolver, Source, pad_channels
+from sparserefine_ros.kernels.convolution import (
+    Activation,
+    Convolver,
+    Source,
+    Weights,
+    pad_channels,
+)
 from sparserefine_ros.kernels.library import Kernels
-from sparserefine_ros.sparse.convolve import stacked_taps
-from sparserefine_ros.sparse.index import TAPS
 from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
 
-_ALL_TAPS: Final = tuple(range(TAPS))
 
-
-def _activation(norm: SiteNorm, channels: slice = slice(None)) -> Activation:
-    """A norm and its ReLU, for some of its channels."""
+def _activation(norm: SiteNorm, dtype: torch.dtype, channels: slice = slice(None)) -> Activation:
+    """A norm and its ReLU, for some of its channels, in the precision of who reads the result."""
     scale, shift = norm.folded()
-    return Activation(pad_channels(scale[channels]), pad_channels(shift[channels]))
+    return Activation(pad_channels(scale[channels]), pad_channels(shift[channels]), dtype)
 
 
 @dataclass
 class _Kernel:
-    """Weights [9, I, O] of a part of a convolution's inputs, stacked for each set of taps."""
+    """Weights [9, I, O] of a part of a convolution's inputs, packed for each set of taps."""
 
     values: Tensor
-    stacked: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    dtype: torch.dtype
+    packed: dict[tuple[int, ...], Weights] = field(default_factory=dict)
 
-    def for_taps(self, taps: tuple[int, ...]) -> Tensor:
-        if taps not in self.stacked:
-            self.stacked[taps] = pad_channels(stacked_taps(self.values, taps))
-        return self.stacked[taps]
+    def for_taps(self, taps: tuple[int, ...]) -> Weights:
+        if taps not in self.packed:
+            self.packed[taps] = Weights.pack(self.values[list(taps)], self.dtype)
+        return self.packed[taps]
 
 
 @dataclass(frozen=True)
@@ -60,21 +65,24 @@ class _Stream:
 class _Block:
     """A residual block on one or two concatenated inputs."""
 
-    def __init__(self, block: ResidualBlock, parts: Sequence[int], name: str) -> None:
+    def __init__(
+        self, block: ResidualBlock, parts: Sequence[int], name: str, dtype: torch.dtype
+    ) -> None:
         self._name = name
         bounds = [sum(parts[:i]) for i in range(len(parts) + 1)]
         slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        self.enter = tuple(_activation(block.norm1, part) for part in slices)
+        self.enter = tuple(_activation(block.norm1, dtype, part) for part in slices)
         scale, shift = block.norm2.folded()
         kernel1 = block.conv1.kernel.detach() * scale.detach()
-        self._conv1 = [_Kernel(kernel1[:, part]) for part in slices]
-        self._bias1 = pad_channels(shift)
-        self._conv2 = _Kernel(block.conv2.kernel.detach())
+        self._conv1 = [_Kernel(kernel1[:, part], dtype) for part in slices]
+        shift = pad_channels(shift)
+        self._relu = Activation(torch.ones_like(shift), shift, dtype)
+        self._conv2 = _Kernel(block.conv2.kernel.detach(), dtype)
         self._width = kernel1.shape[2]
         self._shortcut = None
         if isinstance(block.shortcut, nn.Linear):
             weight = block.shortcut.weight.detach().t()
-            self._shortcut = [pad_channels(weight[part]) for part in slices]
+            self._shortcut = [Weights.pack(weight[None, part]) for part in slices]
 
     def __call__(
         self,
@@ -88,17 +96,17 @@ class _Block:
         """Raw and activated parts -> the block's result, activated by each of `norms`."""
         (gather,) = links.forward
         count, width = links.outputs, self._width
-        inner = run.take("inner", depth, count, width)
+        inner = run.take("inner", depth, count, width, self._relu.dtype)
         run.convolve(
             [
                 (x, gather.table, kernel.for_taps(gather.taps))
                 for x, kernel in zip(active, self._conv1, strict=True)
             ],
-            count, width, raw=inner, bias=self._bias1, relu=True,
+            count, width, into=[(inner, self._relu)],
         )  # fmt: skip
         sources: list[Source] = [(inner, gather.table, self._conv2.for_taps(gather.taps))]
         into = [
-            (run.take(f"{self._name} active {i}", depth, count, width), norm)
+            (run.take(f"{self._name} active {i}", depth, count, width, norm.dtype), norm)
             for i, norm in enumerate(norms)
         ]
         if self._shortcut is None:
@@ -114,22 +122,22 @@ class _Block:
 class _Level:
     """Blocks of one resolution around everything below it."""
 
-    def __init__(self, level: UNetLevel, width: int) -> None:
+    def __init__(self, level: UNetLevel, width: int, dtype: torch.dtype) -> None:
         self.width = width
         self._before = [
-            _Block(block, [width], f"before {i}")  # type: ignore[arg-type]
+            _Block(block, [width], f"before {i}", dtype)  # type: ignore[arg-type]
             for i, block in enumerate(level.before)
         ]
         self._below: _Level | None = None
         if level.below is not None:
             deep = level.down.kernel.shape[2]
-            self._below = _Level(level.below, deep)
-            self._down_enter = _activation(level.down_norm)
-            self._down = _Kernel(level.down.kernel.detach())
-            self._up_enter = _activation(level.up_norm)
-            self._up = _Kernel(level.up.kernel.detach())
+            self._below = _Level(level.below, deep, dtype)
+            self._down_enter = _activation(level.down_norm, dtype)
+            self._down = _Kernel(level.down.kernel.detach(), dtype)
+            self._up_enter = _activation(level.up_norm, dtype)
+            self._up = _Kernel(level.up.kernel.detach(), dtype)
             self._after = [
-                _Block(block, [width, width] if i == 0 else [width], f"after {i}")  # type: ignore[arg-type]
+                _Block(block, [width] * (1 + (i == 0)), f"after {i}", dtype)  # type: ignore[arg-type]
                 for i, block in enumerate(level.after)
             ]
 
@@ -161,7 +169,7 @@ class _Level:
         (gather,) = down.forward
         count, width = down.outputs, below.width
         raw = run.take("down raw", depth + 1, count, width)
-        active = run.take("down active", depth + 1, count, width)
+        active = run.take("down active", depth + 1, count, width, below.enter.dtype)
         run.convolve(
             [(x, gather.table, self._down.for_taps(gather.taps))],
             count, width, raw=raw, into=[(active, below.enter)],
@@ -169,13 +177,14 @@ class _Level:
         return below(_Stream(raw, (active,)), plan, run, depth + 1, self._up_enter).active[0]
 
     def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
+        enter = self._after[0].enter[1]
         raw = run.take("up raw", depth, up.outputs, self.width)
-        active = run.take("up active", depth, up.outputs, self.width)
+        active = run.take("up active", depth, up.outputs, self.width, enter.dtype)
         for gather in up.forward:
             run.convolve(
                 [(deep, gather.table, self._up.for_taps(gather.taps))],
                 gather.table.shape[0], self.width, raw=raw, rows=gather.rows,
-                into=[(active, self._after[0].enter[1])],
+                into=[(active, enter)],
             )  # fmt: skip
         return raw, active
 
@@ -204,18 +213,26 @@ class CompiledUNet:
         unet: trained weights.
         kernels: as `compiled_kernels` returns.
         threads: threads of each convolution.
+        dtype: of the products, float32 or bfloat16.
     """
 
-    def __init__(self, unet: SparseUNet, kernels: Kernels, *, threads: int) -> None:
-        self._run = Convolver(kernels, threads)
+    def __init__(
+        self,
+        unet: SparseUNet,
+        kernels: Kernels,
+        *,
+        threads: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._run, self._dtype = Convolver(kernels, threads), dtype
         unet = copy.deepcopy(unet)
         stem = unet.stem.kernel.detach()
         self._inputs, self._width = stem.shape[1], stem.shape[2]
-        self._stem = _Kernel(stem)
-        self._levels = _Level(unet.levels, self._width)
-        self._exit = _activation(unet.norm)
+        self._stem = Weights.pack(stem, dtype)
+        self._levels = _Level(unet.levels, self._width, dtype)
+        self._exit = _activation(unet.norm, torch.float32)
         self._classes = unet.head.out_features
-        self._head = pad_channels(unet.head.weight.t())
+        self._head = Weights.pack(unet.head.weight.detach().t()[None])
         self._bias = pad_channels(unet.head.bias)
 
     @torch.inference_mode()
@@ -227,11 +244,13 @@ class CompiledUNet:
         run, links = self._run, plan.levels[0].same
         (gather,) = links.forward
         count, width = links.outputs, self._width
-        entered = run.take("input", 0, count, self._inputs)
+        entered = run.take("input", 0, count, self._inputs, self._dtype)
         entered[:, : self._inputs] = features
-        raw, active = run.take("stem raw", 0, count, width), run.take("stem", 0, count, width)
+        entered[:, self._inputs :] = 0
+        raw = run.take("stem raw", 0, count, width)
+        active = run.take("stem", 0, count, width, self._levels.enter.dtype)
         run.convolve(
-            [(entered, gather.table, self._stem.for_taps(_ALL_TAPS))],
+            [(entered, gather.table, self._stem)],
             count, width, raw=raw, into=[(active, self._levels.enter)],
         )  # fmt: skip
         x = self._levels(_Stream(raw, (active,)), plan, run, 0, self._exit)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sparserefine_ros.errors import BackendError
@@ -42,7 +43,7 @@ def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
     return SpConvUNet(unet)
 
 
-def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
+def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
     try:
         import triton  # noqa: F401
     except ImportError as err:
@@ -52,7 +53,7 @@ def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
         ) from err
     from sparserefine_ros.triton_kernels.unet import TritonUNet
 
-    return TritonUNet(unet)
+    return TritonUNet(unet, precision=precision)
 
 
 def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
@@ -61,10 +62,17 @@ def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
     return DenseOnnxUNet(unet, threads=threads)
 
 
+def _compiled(unet: SparseUNet, threads: int, dtype: torch.dtype) -> SparseEngine:
+    return CompiledUNet(unet, _kernels(), threads=threads, dtype=dtype)
+
+
 _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
-    "compiled": lambda unet, threads: CompiledUNet(unet, _kernels(), threads=threads),
+    "compiled": lambda unet, threads: _compiled(unet, threads, torch.float32),
+    "compiled-bfloat16": lambda unet, threads: _compiled(unet, threads, torch.bfloat16),
     "pytorch": lambda unet, threads: NativeUNet(unet),
-    "triton": _triton,
+    "triton": lambda unet, threads: _triton(unet, "fp32"),
+    "triton-float16": lambda unet, threads: _triton(unet, "fp16"),
+    "triton-bfloat16": lambda unet, threads: _triton(unet, "bf16"),
     "spconv": _spconv,
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-onnxruntime": _dense_onnxruntime,
@@ -72,25 +80,40 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
 ENGINES: Final = tuple(_ENGINES)
 
 
+def choose_engine(name: str, unet: SparseUNet) -> str:
+    """The engine that a name stands for; "auto" takes the fastest that suits processor and device.
+
+    On the CPU that is "compiled-bfloat16" where the processor multiplies bfloat16 itself, else
+    "compiled", or "pytorch" where no kernels were compiled; on other devices "pytorch".
+
+    Raises:
+        BackendError: no engine of that name.
+    """
+    if name == AUTO:
+        kernels = compiled_kernels() if unet.head.weight.device.type == "cpu" else None
+        if kernels is None:
+            return "pytorch"
+        return "compiled-bfloat16" if kernels.has_bfloat16 else "compiled"
+    if name not in _ENGINES:
+        raise BackendError(
+            f"expected a sparse engine of {', '.join((AUTO, *_ENGINES))}, got {name!r}"
+        )
+    return name
+
+
 def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     """A copy of a trained UNet on the engine of that name.
 
     Args:
-        name: "compiled" (our C++ kernels), "pytorch", "triton" (our GPU kernels, in half
-            precision), "spconv", or masked convolutions on the whole picture, for comparison:
-            "dense" in PyTorch, "dense-onnxruntime"; "auto" takes compiled, or pytorch without it
-            and on other devices than the CPU.
+        name: "compiled" (our C++ kernels, float32), "compiled-bfloat16" (products of bfloat16, sums
+            in float32), "pytorch", "triton" (our GPU kernels, float32), "triton-float16" and
+            "triton-bfloat16" (sums in float32), "spconv", or masked convolutions on the whole
+            picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto": see
+            `choose_engine`.
         unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 
     Raises:
         BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
-    if name == AUTO:
-        on_cpu = unet.head.weight.device.type == "cpu"
-        name = "compiled" if on_cpu and compiled_kernels() is not None else "pytorch"
-    if name not in _ENGINES:
-        raise BackendError(
-            f"expected a sparse engine of {', '.join((AUTO, *_ENGINES))}, got {name!r}"
-        )
-    return _ENGINES[name](unet, threads)
+    return _ENGINES[choose_engine(name, unet)](unet, threads)

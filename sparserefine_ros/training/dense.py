@@ -36,6 +36,7 @@ from sparserefine_ros.training.recipe import DenseRecipe
 from sparserefine_ros.zoo.efficientnet import EfficientNetLite, load_imagenet_weights
 from sparserefine_ros.zoo.encoder import Encoder
 from sparserefine_ros.zoo.export import export_onnx
+from sparserefine_ros.zoo.half_weights import halve_weights
 from sparserefine_ros.zoo.ladder import LadderNet
 from sparserefine_ros.zoo.residual import ResidualEncoder
 
@@ -190,6 +191,8 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
 
     def write() -> Bundle:
         export_onnx(task.module, onnx)
+        if recipe.half_weights:
+            halve_weights(onnx)
         return create_bundle(folder / "bundle", spec, {file.path: onnx})
 
     return in_main_process(write)

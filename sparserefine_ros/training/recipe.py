@@ -138,6 +138,7 @@ class DenseRecipe(TrainingRecipe):
         features: channels of the features that the classifier, and a refiner, see.
         classes: names and colours in label order; left out, they are those of the data.
         licence: licence note of the bundle.
+        half_weights: store the weights as float16; the network still computes in float32.
     """
 
     scale: Share = 0.5
@@ -150,6 +151,7 @@ class DenseRecipe(TrainingRecipe):
     features: PositiveInt = 32
     classes: tuple[ClassSpec, ...] | None = Field(None, min_length=2)
     licence: str
+    half_weights: bool = False
 
 
 class RefinerRecipe(TrainingRecipe):

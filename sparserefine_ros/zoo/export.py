@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.zoo.ladder import LadderNet
+
+Precision = Literal["fp32", "fp16"]
 
 
 class _WithFeatures(nn.Module):
@@ -23,27 +27,44 @@ class _WithFeatures(nn.Module):
 
 
 def export_onnx(
-    module: nn.Module, path: Path, *, example_size: tuple[int, int] = (192, 256)
+    module: nn.Module,
+    path: Path,
+    *,
+    example_size: tuple[int, int] = (192, 256),
+    pinned_size: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    output: str = "logits",
 ) -> None:
-    """Write `module` as ONNX with input `image` [1, 3, h, w] and output `logits`, free h and w.
+    """Write `module` as ONNX with input `image` [1, 3, h, w] and one output.
 
-    A `LadderNet` gets a second output, `features`.
+    A `LadderNet` gets a second output, `features`. The module is in evaluation mode afterwards,
+    and in half precision if that was asked for.
 
     Args:
-        module: takes float32 [1, 3, h, w], returns logits [1, C, h', w'].
+        module: takes float [1, 3, h, w], returns [1, C, h', w'].
         path: file to write; replaced only once it is whole.
         example_size: (h, w) used for tracing.
+        pinned_size: (h, w) that the graph takes; None leaves both free.
+        precision: of weights, input and output.
+        output: name of the output.
+
+    Raises:
+        BackendError: a size is to be pinned and the package `onnx` is not installed.
     """
-    outputs = ["logits"]
+    outputs = [output]
     if isinstance(module, LadderNet):
-        module, outputs = _WithFeatures(module), ["logits", "features"]
+        module, outputs = _WithFeatures(module), [output, "features"]
     module.eval()
     example = torch.zeros(1, 3, *example_size)
+    if precision == "fp16":
+        module, example = module.half(), example.half()
     free = {2: "height", 3: "width"}
     aside = path.with_suffix(".tmp")
     with warnings.catch_warnings():
-        # The tracing exporter writes one self-contained file and needs no extra packages.
+        # The tracing exporter writes one self-contained file and needs no extra packages. What
+        # it warns of besides, sizes that become constants, is for the caller to check.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             module,
             (example,),
@@ -54,4 +75,21 @@ def export_onnx(
             output_names=outputs,
             dynamic_axes=dict.fromkeys(["image", *outputs], free),
         )
+    if pinned_size is not None:
+        _pin_size(aside, pinned_size)
     aside.replace(path)
+
+
+def _pin_size(path: Path, size: tuple[int, int]) -> None:
+    """Fix the sides of the input; traced with fixed sides, some graphs get types that ORT lacks."""
+    try:
+        import onnx
+    except ImportError as err:
+        raise BackendError(
+            "an ONNX model of a fixed size needs the package onnx; install it: pip install onnx"
+        ) from err
+    model = onnx.load(path)
+    sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+    for side, length in zip(sides, size, strict=True):
+        side.dim_value = length
+    onnx.save(model, path)

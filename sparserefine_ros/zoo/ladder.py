@@ -16,12 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparserefine_ros.zoo.convolution import resize_like
 from sparserefine_ros.zoo.encoder import Encoder, conv_bn_relu
-
-
-def resize_like(x: Tensor, reference: Tensor) -> Tensor:
-    """Bilinear resize of `x` to the rows and columns of `reference`."""
-    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+from sparserefine_ros.zoo.network import DenseNetwork
 
 
 class PyramidPooling(nn.Module):
@@ -49,7 +46,7 @@ class PyramidPooling(nn.Module):
         return self.blend(torch.cat(branches, 1))  # type: ignore[no-any-return]
 
 
-class LadderNet(nn.Module):
+class LadderNet(DenseNetwork):
     """Light segmentation network; logits at half the input size.
 
     Args:
@@ -60,10 +57,12 @@ class LadderNet(nn.Module):
     """
 
     output_stride = 2
+    multiple_of = 4
 
     def __init__(self, encoder: Encoder, classes: int, *, ladder: int, features: int) -> None:
         super().__init__()
         self.encoder = encoder
+        self.normalisation = encoder.normalisation
         finest, *middle, deepest = encoder.widths
         self.context = PyramidPooling(deepest, ladder)
         self.laterals = nn.ModuleList(nn.Conv2d(width, ladder, 1) for width in middle)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
-from sparserefine_ros.dense.segmenter import BACKENDS, Segmenter, available_cores, open_segmenter
+from sparserefine_ros.dense.backends import BACKENDS
+from sparserefine_ros.dense.segmenter import Segmenter, available_cores, open_segmenter
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
 
 CLASSES = 4
@@ -386,7 +387,7 @@ class TestBackends:
             assert name in str(caught.value)
 
     def test_unknown_device(self, tiny_bundle: Path) -> None:
-        with pytest.raises(BackendError, match="runs on device cpu, got 'tpu'; choose cpu"):
+        with pytest.raises(BackendError, match="runs on device cpu or cuda, got 'tpu'; choose cpu"):
             open_segmenter(Bundle.open(tiny_bundle), backend="onnxruntime", device="tpu", threads=1)
 
     def test_missing_engine_names_the_install_step(

@@ -52,7 +52,7 @@ def test_a_library_of_another_version_is_refused(
         compiled_kernels()
 
 
-@pytest.mark.parametrize("variant", ["_x86_64_v3", "_portable"])
+@pytest.mark.parametrize("variant", ["_x86_64_v4", "_x86_64_v3", "_portable"])
 def test_other_instruction_sets_compute_the_same(variant: str, kernels: Kernels) -> None:
     """The kernels' own tests once more, in a process that may use this library only."""
     if library._find(variant) is None:

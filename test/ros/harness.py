@@ -204,4 +204,4 @@ def make_node(stage: Stage, load: Callable[..., Model] = load_model, **parameter
 def make_fake_node(stage: Stage, pipeline: FakePipeline, **parameters: Any) -> Any:
     """The same around a fake pipeline."""
     model = Model(pipeline.bundle, pipeline)
-    return make_node(stage, lambda _: model, **parameters)
+    return make_node(stage, lambda *_: model, **parameters)

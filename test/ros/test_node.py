@@ -34,6 +34,7 @@ from ros.harness import (
 from sensor_msgs.msg import CompressedImage, Image
 
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.options import Progress, Report
 from sparserefine_ros.errors import ModelOutputError
 from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import ALL_MAPS, Map
@@ -187,11 +188,29 @@ def test_unusable_start_values_are_named_until_they_are_put_right(stage: Stage, 
 
 
 def test_a_foreign_error_in_configure_is_told(stage: Stage) -> None:
-    def load(_: object) -> Model:
+    def load(*_: object) -> Model:
         raise OSError("disk on fire")
 
     node = make_node(stage, load, autostart=False)
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+
+
+def test_diagnostics_tell_how_far_an_engine_is_while_it_is_built(stage: Stage, peer: Peer) -> None:
+    built = threading.Event()
+    fake = FakePipeline()
+
+    def load(_: object, report: Report) -> Model:
+        report(Progress("building a toy engine", 0.4))
+        assert built.wait(10.0)
+        return Model(fake.bundle, fake)
+
+    def last_message() -> str:
+        return str(peer.diagnostics[-1].message) if peer.diagnostics else ""
+
+    make_node(stage, load, diagnostics_period_s=0.05)
+    wait_until(lambda: last_message() == "configuring: building a toy engine, 40%", "the progress")
+    built.set()
+    wait_until(lambda: last_message() == "waiting for the first picture", "the active node")
 
 
 def test_a_failed_activation_leaves_the_node_inactive(

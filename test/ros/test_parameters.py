@@ -124,6 +124,7 @@ def test_all_mistakes_are_reported_together() -> None:
         transport="zip",
         entropy_threshold=1.2,
         overlay_opacity=math.nan,
+        picture_sizes="big",
         latency_warn_ms=300.0,
         latency_error_ms=100.0,
     )
@@ -132,7 +133,8 @@ def test_all_mistakes_are_reported_together() -> None:
     assert "entropy_threshold: expected at most log(3) = 1.0986 nats" in mistakes
     assert "overlay_opacity: expected float 0 .. 1, got nan" in mistakes
     assert "latency_error_ms: expected at least latency_warn_ms = 300.0" in mistakes
-    assert len(mistakes.splitlines()) == 4
+    assert "picture_sizes: expected a picture size such as 1920x1080" in mistakes
+    assert len(mistakes.splitlines()) == 5
 
 
 @pytest.mark.parametrize("threshold", [-0.5, -1e-9])
@@ -160,9 +162,11 @@ def test_only_run_time_parameters_change_on_a_configured_node() -> None:
     for spec in PARAMETERS:
         if spec.run_time:
             continue
-        other = {str: "compressed", bool: False, int: 4, float: 0.5}[type(spec.default)]
-        if spec.name == "image_reliability":
-            other = "reliable"
+        other = {
+            "image_reliability": "reliable",
+            "dense_precision": "fp16",
+            "picture_sizes": "640x480",
+        }.get(spec.name, {str: "compressed", bool: False, int: 4, float: 0.5}[type(spec.default)])
         with pytest.raises(ConfigurationError, match=rf"{spec.name}: .*configure.*restart"):
             change(current, {spec.name: other}, configured=True)
         assert getattr(change(current, {spec.name: other}, configured=False), spec.name) == other

@@ -10,15 +10,18 @@ import pytest
 import torch
 from conftest import random_statistics
 from oracle import example_masks, grid_of, sites_of
+from torch import Tensor
 
 from sparserefine_ros.errors import BackendError
-from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.sparse import engines
-from sparserefine_ros.sparse.engines import ENGINES, open_engine
+from sparserefine_ros.sparse.engines import ENGINES, choose_engine, open_engine
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
 
 MASKS = example_masks()
+# Products of bfloat16 carry eight bits; the others sum float32 in another order.
+TOLERANCE = {"compiled-bfloat16": 5e-2}
 NO_SPCONV = "SpConv is not installed: pip install spconv"
 
 
@@ -30,11 +33,11 @@ def make_unet() -> SparseUNet:
 
 
 # Triton needs a GPU, or its interpreter, for which `test/triton_kernels` prepares.
-@pytest.fixture(params=[name for name in ENGINES if name != "triton"])
+@pytest.fixture(params=[name for name in ENGINES if not name.startswith("triton")])
 def name(request: pytest.FixtureRequest) -> str:
     if request.param == "spconv":
         pytest.importorskip("spconv", reason=NO_SPCONV)
-    if request.param == "compiled" and compiled_kernels() is None:
+    if request.param.startswith("compiled") and compiled_kernels() is None:
         pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
     return str(request.param)
 
@@ -46,7 +49,12 @@ def test_same_weights_same_results(name: str, mask: str) -> None:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(int(active.sum()), 5, generator=generator)
     logits = open_engine(name, unet, threads=1)(features, plan)
-    torch.testing.assert_close(logits, unet(features, plan).detach(), rtol=1e-4, atol=1e-4)
+    assert_close(logits, unet(features, plan).detach(), name)
+
+
+def assert_close(logits: Tensor, expected: Tensor, name: str) -> None:
+    tolerance = TOLERANCE.get(name, 1e-4)
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_sizes_and_masks_may_change_from_frame_to_frame(name: str) -> None:
@@ -57,18 +65,20 @@ def test_sizes_and_masks_may_change_from_frame_to_frame(name: str) -> None:
         plan = build_plan(sites_of(active), grid_of(active), unet.depth)
         features = torch.randn(int(active.sum()), 5)
         expected = unet(features, plan).detach()
-        torch.testing.assert_close(engine(features, plan), expected, rtol=1e-4, atol=1e-4)
+        assert_close(engine(features, plan), expected, name)
 
 
-@pytest.mark.parametrize("named", ["compiled", "pytorch", "dense", "dense-onnxruntime"])
+@pytest.mark.parametrize(
+    "named", ["compiled", "compiled-bfloat16", "pytorch", "dense", "dense-onnxruntime"]
+)
 def test_data_bounds(named: str, request: pytest.FixtureRequest) -> None:
-    if named == "compiled":
+    if named.startswith("compiled"):
         request.getfixturevalue("kernels")
     active, unet = MASKS["inner-block"], make_unet()
     plan = build_plan(sites_of(active), grid_of(active), unet.depth, bounds="data")
     features = torch.randn(int(active.sum()), 5)
     logits = open_engine(named, unet, threads=1)(features, plan)
-    torch.testing.assert_close(logits, unet(features, plan).detach(), rtol=1e-4, atol=1e-4)
+    assert_close(logits, unet(features, plan).detach(), named)
 
 
 class TestSpConv:
@@ -106,7 +116,7 @@ class TestSpConv:
 
 class TestByName:
     def test_unknown(self) -> None:
-        with pytest.raises(BackendError, match="expected a sparse engine of auto, compiled, pyt"):
+        with pytest.raises(BackendError, match="expected a sparse engine of auto, compiled, comp"):
             open_engine("minkowski", make_unet(), threads=1)
 
     def test_no_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +124,18 @@ class TestByName:
         with pytest.raises(BackendError, match=r"install a C\+\+ compiler"):
             open_engine("compiled", make_unet(), threads=1)
         assert type(open_engine("auto", make_unet(), threads=1)).__name__ == "NativeUNet"
+
+
+class TestAuto:
+    @pytest.mark.parametrize(
+        ("native", "chosen"), [(True, "compiled-bfloat16"), (False, "compiled")]
+    )
+    def test_uses_bfloat16_only_where_the_processor_has_it(
+        self, native: bool, chosen: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kernels, "has_bfloat16", native)
+        assert choose_engine("auto", make_unet()) == chosen
+
+    def test_without_compiled_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
+        assert choose_engine("auto", make_unet()) == "pytorch"

@@ -15,6 +15,9 @@ from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe
 FOLDER = Path(__file__).parents[2] / "config" / "recipes"
 KINDS: dict[str, type[Record]] = {
     "refiner.yaml": RefinerRecipe,
+    "street_large_dense.yaml": DenseRecipe,
+    "street_large_full.yaml": DenseRecipe,
+    "street_large_refiner.yaml": RefinerRecipe,
     "street_small_ablation.yaml": AblationRecipe,
     "street_small_dense.yaml": DenseRecipe,
     "street_small_full.yaml": DenseRecipe,

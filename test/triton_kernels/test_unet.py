@@ -141,6 +141,18 @@ def test_is_a_copy_that_further_training_does_not_change(device: torch.device) -
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_opens_by_name(device: torch.device) -> None:
+    mask, unet = MASKS["corners"], make_unet((5,)).to(device)
+    features, plan = make_features(mask).to(device), make_plan(mask, unet).to(device)
+    precisions: dict[str, Precision] = {
+        "triton": "fp32", "triton-float16": "fp16", "triton-bfloat16": "bf16"
+    }  # fmt: skip
+    for name, precision in precisions.items():
+        engine = open_engine(name, unet, threads=1)
+        expected = TritonUNet(unet, precision=precision)(features, plan)
+        assert torch.equal(engine(features, plan), expected)
+
+
 class TestOutOfMemory:
     """Memory is said to have run out in the first convolutions after the third."""
 
@@ -224,11 +236,6 @@ class TestRefuses:
         mask, unet = MASKS["corners"], make_unet((5,), 1).to(device)
         with pytest.raises(BackendError, match=r"float16, it does not .*shared memory.* precision"):
             TritonUNet(unet)(make_features(mask).to(device), make_plan(mask, unet).to(device))
-
-    def test_opens_by_name(self, device: torch.device) -> None:
-        assert isinstance(
-            open_engine("triton", make_unet((5,), 1).to(device), threads=1), TritonUNet
-        )
 
 
 @NEEDS_GPU

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bundle says of the dense model, held against the graph and applied to every picture.
+
+Every engine uses it: the checks when a model is loaded, the network input from the picture, and
+logits and features from what the network returns.
+
+Shape legend: h, w low resolution; s output stride; C classes; F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle_spec import DenseFeaturesSpec, DenseInput
+from sparserefine_ros.errors import BundleError, ModelOutputError
+from sparserefine_ros.image import Normaliser
+from sparserefine_ros.records import DenseOutput
+
+_INPUT_TYPES: Final = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output of the graph, as an engine describes it.
+
+    Attributes:
+        name: its name in the ONNX graph.
+        shape: a number for each fixed side, anything else for a free one.
+        element: NumPy's name of its type where NumPy has it, else the engine's.
+    """
+
+    name: str
+    shape: list[Any]
+    element: str
+
+
+class Contract:
+    """The bundle's description of the dense model, checked against a graph.
+
+    Args:
+        bundle: the bundle.
+        inputs, outputs: all of the graph.
+
+    Attributes:
+        input: the graph's input.
+        output_names: outputs to ask for, in the order `dense_output` takes them.
+
+    Raises:
+        BundleError: the model contradicts the bundle.
+    """
+
+    def __init__(
+        self, bundle: Bundle, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+    ) -> None:
+        self._spec = bundle.spec.dense
+        self._classes = len(bundle.spec.classes)
+        self._normaliser = Normaliser(self._spec.input.normalisation)
+        self.input = _named(inputs, self._spec.input.name, "input", bundle)
+        logits = _named(outputs, self._spec.output.name, "output", bundle)
+        self.output_names = [logits.name]
+        self._features = self._spec.features if bundle.spec.uses_features() else None
+        if self._features is not None:
+            found = _named(outputs, self._features.name, "features", bundle)
+            _check_features_shape(found.shape, self._features, bundle)
+            self.output_names.append(found.name)
+        if self.input.element not in _INPUT_TYPES:
+            raise BundleError(
+                f"{bundle.name}: expected a dense model with float32 or float16 input, "
+                f"got {self.input.element}; export it with a float input"
+            )
+        self._dtype = _INPUT_TYPES[self.input.element]
+        _check_input_shape(self.input.shape, self._spec.input, bundle)
+        self._check_classes(logits.shape, bundle)
+
+    def _check_classes(self, shape: list[Any], bundle: Bundle) -> None:
+        channel_axis = 1 if self._spec.output.layout == "NCHW" else 3
+        channels = shape[channel_axis] if len(shape) == 4 else None
+        if len(shape) != 4 or (isinstance(channels, int) and channels != self._classes):
+            raise BundleError(
+                f"{bundle.name}: expected a dense model with 4-D output and {self._classes} "
+                f"channels ({self._spec.output.layout}), got {shape}; "
+                "correct classes or output.layout"
+            )
+
+    def network_input(self, low_res_image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Normalise uint8 [h, w, 3] RGB to [1, 3, h, w] or [1, h, w, 3] of the graph's type."""
+        values = self._normaliser.image_to_nchw(low_res_image)
+        if self._spec.input.layout == "NHWC":
+            values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+        return values.astype(self._dtype, copy=False)
+
+    def dense_output(self, raw: Sequence[NDArray[Any]], size: tuple[int, int]) -> DenseOutput:
+        """Logits, and features where they are used.
+
+        Args:
+            raw: what the network returned for `output_names`, any float type.
+            size: (h, w) of the picture it saw.
+
+        Raises:
+            ModelOutputError: NaN, infinity or the wrong shape.
+        """
+        logits = torch.from_numpy(self._logits(raw[0], size))
+        if self._features is None:
+            return DenseOutput(logits)
+        return DenseOutput(logits, _feature_maps(raw[1], self._features))
+
+    def _logits(self, raw: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+        output = self._spec.output
+        if output.layout == "NHWC" and raw.ndim == 4:
+            raw = raw.transpose(0, 3, 1, 2)
+        if raw.ndim != 4 or raw.shape[:2] != (1, self._classes):
+            raise ModelOutputError(
+                f"expected dense output [1, {self._classes}, h / {output.stride}, "
+                f"w / {output.stride}] ({output.layout}), got {list(raw.shape)}; "
+                "correct the classes or output section of bundle.yaml"
+            )
+        for side, full in zip(raw.shape[2:], size, strict=True):
+            if side not in (full // output.stride, -(-full // output.stride)):
+                raise ModelOutputError(
+                    f"expected dense output of {size[0]} x {size[1]} / {output.stride}, got "
+                    f"{raw.shape[2]} x {raw.shape[3]}; correct output.stride in bundle.yaml"
+                )
+        maps = np.ascontiguousarray(raw[0], dtype=np.float32)
+        if not np.isfinite(maps).all():
+            raise ModelOutputError("the dense model returned NaN or infinity; check its weights")
+        maps = _resize_maps(maps, size)
+        if output.kind == "probabilities":
+            np.log(np.clip(maps, 1e-10, None, out=maps), out=maps)
+        return maps
+
+
+def network_shape(spec: DenseInput, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Shape of the network input for a low-resolution picture of (h, w)."""
+    return (1, 3, *size) if spec.layout == "NCHW" else (1, *size, 3)
+
+
+def _check_features_shape(shape: list[Any], spec: DenseFeaturesSpec, bundle: Bundle) -> None:
+    channels = shape[1 if spec.layout == "NCHW" else 3] if len(shape) == 4 else None
+    if len(shape) != 4 or (isinstance(channels, int) and channels != spec.channels):
+        raise BundleError(
+            f"{bundle.name}: expected 4-D features with {spec.channels} channels "
+            f"({spec.layout}), got {shape}; correct dense.features"
+        )
+
+
+def _feature_maps(raw: NDArray[Any], spec: DenseFeaturesSpec) -> torch.Tensor:
+    """One picture's features as float32 [F, h', w']."""
+    if spec.layout == "NHWC" and raw.ndim == 4:
+        raw = raw.transpose(0, 3, 1, 2)
+    if raw.ndim != 4 or raw.shape[:2] != (1, spec.channels) or 0 in raw.shape:
+        raise ModelOutputError(
+            f"expected dense features [1, {spec.channels}, rows, columns] ({spec.layout}), "
+            f"got {list(raw.shape)}; correct dense.features in bundle.yaml"
+        )
+    maps = np.ascontiguousarray(raw[0], dtype=np.float32)
+    if not np.isfinite(maps).all():
+        raise ModelOutputError("the dense model returned NaN or infinite features")
+    return torch.from_numpy(maps)
+
+
+def _named(
+    candidates: Sequence[GraphTensor], name: str | None, role: str, bundle: Bundle
+) -> GraphTensor:
+    names = [candidate.name for candidate in candidates]
+    if name is None and len(candidates) == 1:
+        return candidates[0]
+    if name not in names:
+        raise BundleError(
+            f"{bundle.name}: expected dense.{role}.name to be one of {names}, got {name!r}"
+        )
+    return candidates[names.index(name)]
+
+
+def _check_input_shape(shape: list[Any], spec: DenseInput, bundle: Bundle) -> None:
+    channels, sides = (1, slice(2, 4)) if spec.layout == "NCHW" else (3, slice(1, 3))
+    # With sides that are free, a number 3 in a side's place betrays the other layout.
+    swapped = len(shape) == 4 and shape[4 - channels] == 3 and shape[channels] != 3
+    if len(shape) != 4 or swapped or (isinstance(shape[channels], int) and shape[channels] != 3):
+        raise BundleError(
+            f"{bundle.name}: expected a dense model with a 4-D input of 3 channels "
+            f"({spec.layout}), got {shape}; correct dense.input.layout"
+        )
+    wanted = spec.size or (None, None)
+    if any(
+        isinstance(side, int) and side != size
+        for side, size in zip(shape[sides], wanted, strict=True)
+    ):
+        raise BundleError(
+            f"{bundle.name}: the dense model takes {shape[sides]} only, but bundle.yaml asks for "
+            f"{'scale ' + str(spec.scale) if spec.size is None else list(spec.size)}; "
+            f"set dense.input.size: {shape[sides]}"
+        )
+
+
+def _resize_maps(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear resize of each channel with aligned pixel areas, [C, h / s, w / s] -> [C, h, w]."""
+    if maps.shape[1:] == size:
+        return maps
+    resized = np.empty((maps.shape[0], *size), np.float32)
+    for channel, target in zip(maps, resized, strict=True):
+        cv2.resize(channel, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR)
+    return resized

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dense model's ONNX file, before an engine sees it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import BundleError
+
+# How protobuf writes the entry {key: "location", value: FILE} of a tensor's external_data.
+_EXTERNAL_DATA: Final = re.compile(rb"\x0a\x08location\x12.([^\x00-\x1f]+)", re.DOTALL)
+
+
+def dense_model_file(bundle: Bundle) -> Path:
+    """Path of the dense model; it is whole, and its SHA-256 is the bundle's.
+
+    Raises:
+        BundleError: its weights lie in a second file, which would escape the SHA-256.
+    """
+    path = bundle.path(bundle.spec.dense.file)
+    match = _EXTERNAL_DATA.search(path.read_bytes())
+    if match:
+        raise BundleError(
+            f"{path}: expected an ONNX model in one file, its weights lie in "
+            f"{match[1].decode(errors='replace')!r}; save it whole: "
+            "onnx.save(onnx.load(path), path, save_as_external_data=False)"
+        )
+    return path

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense models in OpenVINO on x86 and ARM processors.
+
+It pays for transformers and in bfloat16; `docs/tensorrt.md` tells when to choose which engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.contract import Contract, GraphTensor
+from sparserefine_ros.dense.onnx_file import dense_model_file
+from sparserefine_ros.dense.options import DenseOptions, Report
+from sparserefine_ros.errors import BackendError, ModelOutputError
+from sparserefine_ros.records import DenseOutput
+
+_ELEMENTS: Final = {"f32": "float32", "f16": "float16"}
+
+
+def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OpenVinoSegmenter:
+    """Load the dense model of a bundle.
+
+    Raises:
+        BackendError: OpenVINO is not installed, refuses the model, or the processor cannot compute
+            in bfloat16 when asked to.
+        BundleError: the model contradicts the bundle.
+    """
+    try:
+        import openvino
+    except ImportError as err:
+        raise BackendError("backend openvino is not installed; run: pip install openvino") from err
+    path = dense_model_file(bundle)
+    core = openvino.Core()
+    if how.engine.precision == "bf16":
+        _require_bfloat16(core)
+    settings = {
+        "INFERENCE_NUM_THREADS": how.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left alone, it computes in bfloat16 where the processor can.
+        "INFERENCE_PRECISION_HINT": "bf16" if how.engine.precision == "bf16" else "f32",
+    }
+    try:
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    except Exception as err:  # the engine raises RuntimeError and subclasses of its own
+        raise BackendError(f"OpenVINO refuses {path}: {err}") from err
+    return OpenVinoSegmenter(bundle, compiled, how)
+
+
+def _require_bfloat16(core: Any) -> None:
+    known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in known:
+        raise BackendError(
+            "expected a processor that computes in bfloat16 for precision bf16, OpenVINO finds "
+            f"{', '.join(known)}; choose precision model"
+        )
+
+
+class OpenVinoSegmenter:
+    """See `sparserefine_ros.dense.segmenter.Segmenter`."""
+
+    def __init__(self, bundle: Bundle, compiled: Any, how: DenseOptions) -> None:
+        self._request = compiled.create_infer_request()
+        self._contract = Contract(bundle, _tensors(compiled.inputs), _tensors(compiled.outputs))
+        precision = "bf16" if how.engine.precision == "bf16" else "fp32"
+        self.description = f"openvino CPU {precision}, {how.threads} threads"
+
+    def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
+        """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
+
+        Raises:
+            ModelOutputError: the model failed or returned NaN, infinity or the wrong shape.
+        """
+        contract = self._contract
+        network_input = contract.network_input(low_res_image)
+        try:
+            self._request.infer({contract.input.name: network_input}, share_inputs=True)
+            # The request keeps its buffers for the next picture: take copies.
+            raw = [self._request.get_tensor(name).data.copy() for name in contract.output_names]
+        except Exception as err:  # the engine raises RuntimeError and subclasses of its own
+            raise ModelOutputError(f"the dense model failed: {err}") from err
+        height, width = low_res_image.shape[:2]
+        return contract.dense_output(raw, (height, width))
+
+
+def _tensors(ports: Sequence[Any]) -> list[GraphTensor]:
+    found = []
+    for port in ports:
+        shape = [side.get_length() if side.is_static else "?" for side in port.partial_shape]
+        element = port.element_type.get_type_name()
+        found.append(GraphTensor(port.any_name, shape, _ELEMENTS.get(element, element)))
+    return found

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark needs: repeated timing, peak memory, the machine, its fastest product."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sparserefine_ros.dense.segmenter import available_cores
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_RUNS: Final = 20
+_FEWEST_RUNS: Final = 3
+_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Distribution of one time over the frames, milliseconds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> Spread:
+        """Median, 10th and 90th percentile."""
+        low, median, high = np.percentile(milliseconds, (10, 50, 90))
+        return cls(float(median), float(low), float(high))
+
+
+def time_calls(call: Callable[[], object]) -> tuple[Spread, int]:
+    """Spread and number of calls: 20, or as many as fit in 20 seconds, but no fewer than 3."""
+    call()
+    taken: list[float] = []
+    while len(taken) < _RUNS and (len(taken) < _FEWEST_RUNS or sum(taken) < 1e3 * _SECONDS):
+        start = time.perf_counter()
+        call()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return Spread.of(taken), len(taken)
+
+
+def describe_machine() -> str:
+    """Processor, cores and versions in one line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
+        model = found[1] if found else model
+    return (
+        f"{model}, {available_cores()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def resident_mb() -> float:
+    """Resident size of this process."""
+    return _status_mb("VmRSS")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, or since `forget_peak_memory`."""
+    return _status_mb("VmHWM")
+
+
+def forget_peak_memory() -> None:
+    """Let the peak start again from what is resident now, where the system allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_mb(field: str) -> float:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return float("nan")
+    found = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def measure_peak_gflops(dtype: torch.dtype, threads: int) -> float:
+    """The fastest matrix product of PyTorch, and in float32 of ONNX Runtime, on this machine."""
+    best = 0.0
+    name = str(dtype).removeprefix("torch.")
+    for side in tqdm((768, 1536, 2304), desc=f"matrix product, {name}", unit="size"):
+        for call in matrix_products(side, dtype, threads):
+            best = max(best, 2 * side**3 / time_calls(call)[0].low / 1e6)
+    return best
+
+
+def matrix_products(side: int, dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]]:
+    """Products of two square matrices."""
+    a, b, out = (torch.randn(side, side).to(dtype) for _ in range(3))
+    yield lambda: torch.mm(a, b, out=out)
+    if dtype != torch.float32:
+        return
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "product.onnx"
+        linear = nn.Linear(side, side, bias=False)
+        torch.onnx.export(linear, (a,), str(path), dynamo=False, input_names=["a"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    yield lambda: session.run(None, {"a": a.numpy()})
+
+
+def write_figures(figures: Sequence[DataclassInstance], path: Path) -> None:
+    """Write figures, such as `Figures`, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = [asdict(figure) for figure in figures]
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
