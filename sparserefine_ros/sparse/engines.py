@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
     return SpConvUNet(unet)
 
 
-def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
+def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
     try:
         import triton  # noqa: F401
     except ImportError as err:
@@ -53,7 +53,7 @@ def _triton(unet: SparseUNet, threads: int) -> SparseEngine:
         ) from err
     from sparserefine_ros.triton_kernels.unet import TritonUNet
 
-    return TritonUNet(unet)
+    return TritonUNet(unet, precision=precision)
 
 
 def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
@@ -70,7 +70,9 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "compiled": lambda unet, threads: _compiled(unet, threads, torch.float32),
     "compiled-bfloat16": lambda unet, threads: _compiled(unet, threads, torch.bfloat16),
     "pytorch": lambda unet, threads: NativeUNet(unet),
-    "triton": _triton,
+    "triton": lambda unet, threads: _triton(unet, "fp32"),
+    "triton-float16": lambda unet, threads: _triton(unet, "fp16"),
+    "triton-bfloat16": lambda unet, threads: _triton(unet, "bf16"),
     "spconv": _spconv,
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-onnxruntime": _dense_onnxruntime,
@@ -104,9 +106,10 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
 
     Args:
         name: "compiled" (our C++ kernels, float32), "compiled-bfloat16" (products of bfloat16, sums
-            in float32), "pytorch", "triton" (our GPU kernels, in half precision), "spconv", or
-            masked convolutions on the whole picture, for comparison: "dense" in PyTorch,
-            "dense-onnxruntime"; "auto": see `choose_engine`.
+            in float32), "pytorch", "triton" (our GPU kernels, float32), "triton-float16" and
+            "triton-bfloat16" (sums in float32), "spconv", or masked convolutions on the whole
+            picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto": see
+            `choose_engine`.
         unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 

@@ -45,8 +45,14 @@ def assert_same(found: SparsePlan, expected: SparsePlan) -> None:
             assert left[name] == value, name
 
 
-@pytest.mark.parametrize("bounds", ["image", "data"])
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        *((name, "image") for name in MASKS),
+        ("odd", "data"), ("batch-half-empty", "data"), ("inner-block", "data"), ("empty", "data"),
+        ("one-middle", "data"), ("one-column", "data"), ("three-by-three", "data"),
+    ],
+)  # fmt: skip
 def test_equals_the_plan_of_the_cpu(name: str, bounds: Bounds, device: torch.device) -> None:
     mask = MASKS[name]
     found = plan_from_mask(mask[:, 0].to(device), 3, bounds=bounds)
