@@ -54,3 +54,19 @@ class PixelCost:
     def nanoseconds_per_pixel(self) -> float:
         """The fitted cost of one more pixel; 0 before the first frame."""
         return 1e6 * self._per_pixel_ms
+
+
+class Reserve:
+    """Time to keep back for what follows the pipeline: that of a slow one of the latest frames."""
+
+    def __init__(self) -> None:
+        self._taken: collections.deque[float] = collections.deque(maxlen=_WINDOW)
+
+    def learn(self, milliseconds: float) -> None:
+        """Remember what a frame took."""
+        self._taken.append(milliseconds)
+
+    @property
+    def milliseconds(self) -> float:
+        """0 before the first frame."""
+        return float(np.percentile(self._taken, _SLOW_PERCENTILE)) if self._taken else 0.0

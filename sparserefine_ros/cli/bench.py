@@ -46,6 +46,11 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     rim = what.add_parser("rim", help="conversion and transport of messages")
     _add_frames(rim)
     rim.set_defaults(command=_rim)
+    deadline = what.add_parser("deadline", help="frames in time while the uncertain area jumps")
+    deadline.add_argument("--budget-ms", type=float, required=True, help="deadline of a frame")
+    deadline.add_argument("--frames", type=int, default=300, help="how many, 20 of them to learn")
+    add_pipeline_options(deadline)
+    deadline.set_defaults(command=_deadline)
     sparse = what.add_parser("sparse", help="the sparse UNet on each engine")
     sparse.add_argument("--bundle", default=DEFAULT_BUNDLE, help="draws the masks")
     sparse.add_argument("--unet", action="append", help="bundle, small or reference")
@@ -53,9 +58,9 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     sparse.add_argument("--engine", action="append", help="an engine, or training")
     sparse.add_argument("--threads", type=int, default=0, help="0 for one per core")
     sparse.set_defaults(command=_sparse)
-    for parser in (pipeline, node, cameras, rim):
+    for parser in (pipeline, node, cameras, rim, deadline):
         parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may repeat")
-    for parser in (pipeline, node, cameras, rim, sparse):
+    for parser in (pipeline, node, cameras, rim, deadline, sparse):
         parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
@@ -99,6 +104,14 @@ def _rim(options: argparse.Namespace) -> None:
 
     messages = max(20, options.frames)
     _tell(options, [bench_rim(size, messages=messages) for size in _sizes(options)])
+
+
+def _deadline(options: argparse.Namespace) -> None:
+    from sparserefine_ros.evaluation.bench_deadline import bench_deadline
+
+    bundle, how = open_bundle(options), pipeline_options(options)
+    load = {"budget_ms": options.budget_ms, "frames": options.frames}
+    _tell(options, [bench_deadline(bundle, how, size, **load) for size in _sizes(options)])
 
 
 def _sparse(options: argparse.Namespace) -> None:

@@ -114,7 +114,8 @@ def bench_pipeline(
     pictures = street_pictures(size)
     pipeline = Pipeline(bundle, options)
     if density is not None:
-        _select_share(pipeline, pictures, density)
+        (pipeline.selector.threshold,) = thresholds_of(pipeline, pictures, [density])
+        pipeline.selector.max_pixels = 0
     labels_equal = compare_with_reference(pipeline, pictures[0])
     for index in range(warmup):
         pipeline(pictures[index % len(pictures)])
@@ -136,20 +137,24 @@ def bench_pipeline(
     )
 
 
-def _select_share(
-    pipeline: Pipeline, pictures: Sequence[NDArray[np.uint8]], density: float
-) -> None:
-    """Set the threshold so that this share of all the pictures together is above it."""
-    if not 0.0 < density < 1.0:
-        raise ConfigurationError(f"expected a density between 0 and 1, got {density}")
+def thresholds_of(
+    pipeline: Pipeline, pictures: Sequence[NDArray[np.uint8]], densities: Sequence[float]
+) -> list[float]:
+    """Thresholds above which those shares of all the pictures together lie, by the selector.
+
+    Raises:
+        ConfigurationError: an impossible density.
+    """
+    for density in densities:
+        if not 0.0 < density < 1.0:
+            raise ConfigurationError(f"expected a density between 0 and 1, got {density}")
     segmenter, scores = _open_segmenter(pipeline.bundle), []
     for picture in pictures:
         low_res_image, dense = _dense_result(pipeline.bundle, segmenter, picture)
         scores.append(
             pipeline.selector.score(low_res_image, dense, measure_uncertainty(dense.logits)).numpy()
         )
-    pipeline.selector.threshold = float(np.quantile(np.stack(scores), 1.0 - density))
-    pipeline.selector.max_pixels = 0
+    return [float(np.quantile(np.stack(scores), 1.0 - density)) for density in densities]
 
 
 def _dense_result(

@@ -70,7 +70,7 @@ def build_statuses(report: NodeReport) -> tuple[Status, ...]:
     level, message = _judge_node(report, judged)
     values = [("state", report.phase), *_model_values(report.model)]
     if len(cameras) == 1 and not cameras[0].name:
-        values += _camera_values(cameras[0], report.period_s)
+        values += _camera_values(cameras[0], report.period_s, report.limits)
         return (Status(_WHOLE, level, message, tuple(values)),)
     if not cameras:
         return (Status(_WHOLE, level, message, tuple(values)),)
@@ -83,7 +83,11 @@ def build_statuses(report: NodeReport) -> tuple[Status, ...]:
     return (
         Status(_WHOLE, level, message, tuple(values)),
         *(
-            Status(f"camera {camera.name}", *verdict, _camera_values(camera, report.period_s))
+            Status(
+                f"camera {camera.name}",
+                *verdict,
+                _camera_values(camera, report.period_s, report.limits),
+            )
             for camera, verdict in zip(cameras, judged, strict=True)
         ),
     )
@@ -146,9 +150,20 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
         return Level.WARN, f"{rejected} frames rejected, the last: {camera.counts.last_rejection}"
     if slow:
         return Level.WARN, _latency_text(latency_ms, limits.warn_ms)
+    afforded = _afford(camera.recent_frames)
+    if limits.budget_ms and afforded and not any(afforded):
+        return Level.WARN, (
+            f"nothing is refined: without it a frame takes {latency_ms:.1f} ms already, of "
+            f"latency_budget_ms {limits.budget_ms:g}"
+        )
     if camera.stamps_back > camera.previous_stamps_back:
         return Level.WARN, f"the stamps on {camera.topic} went back in time"
     return Level.OK, "segmenting" if camera.frames else "waiting for the first picture"
+
+
+def _afford(frames: Sequence[FrameRecord]) -> list[int]:
+    """Pixels that the deadline allowed, for the frames that had one."""
+    return [frame.affordable_pixels for frame in frames if frame.affordable_pixels is not None]
 
 
 def _latency_text(latency_ms: float, limit_ms: float) -> str:
@@ -168,7 +183,9 @@ def _model_values(model: ModelInfo | None) -> list[tuple[str, str]]:
     ]
 
 
-def _camera_values(camera: CameraReport, period_s: float) -> tuple[tuple[str, str], ...]:
+def _camera_values(
+    camera: CameraReport, period_s: float, limits: Limits
+) -> tuple[tuple[str, str], ...]:
     lost, silent_s = camera.middleware_lost, camera.silent_s
     height, width = camera.frames[-1].size if camera.frames else (0, 0)
     return (
@@ -181,6 +198,7 @@ def _camera_values(camera: CameraReport, period_s: float) -> tuple[tuple[str, st
         *_count_values(camera.counts, camera.previous, period_s),
         ("lost_in_middleware", "unknown" if lost is None else str(lost)),
         *_refinement_values(camera),
+        *_deadline_values(camera.frames, limits),
         *_latency_values(camera.frames),
     )
 
@@ -221,6 +239,21 @@ def _refinement_values(camera: CameraReport) -> list[tuple[str, str]]:
             ("refined_share.mean", f"{share:.5f}"),
         ]
     return values
+
+
+def _deadline_values(frames: Sequence[FrameRecord], limits: Limits) -> list[tuple[str, str]]:
+    """Nothing without a deadline; else how often the last frames met it."""
+    afforded = _afford(frames)
+    if not limits.budget_ms or not afforded:
+        return []
+    timed = [frame.total_ms for frame in frames if frame.affordable_pixels is not None]
+    late = np.mean(np.array(timed) > limits.budget_ms)
+    return [
+        ("deadline.budget_ms", f"{limits.budget_ms:g}"),
+        ("deadline.affordable_pixels.last", str(afforded[-1])),
+        ("deadline.affordable_pixels.median", f"{np.median(afforded):.0f}"),
+        ("deadline.late_share", f"{late:.3f}"),
+    ]
 
 
 def _latency_values(frames: Sequence[FrameRecord]) -> list[tuple[str, str]]:

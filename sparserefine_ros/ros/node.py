@@ -294,6 +294,7 @@ class SegmentNode(LifecycleNode):
                 error_ms=settings.latency_error_ms,
                 error_after_s=settings.latency_error_after_s,
                 stale_after_s=settings.stale_after_s,
+                budget_ms=settings.latency_budget_ms,
             ),
             cameras=cameras,
         )

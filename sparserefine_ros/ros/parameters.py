@@ -138,6 +138,14 @@ class NodeParameters:
         maximum=1_000_000_000,
         run_time=True,
     )
+    latency_budget_ms: float = _parameter(
+        0.0,
+        "Deadline of a frame in ms, from its arrival to its publication: as many pixels are "
+        "refined as fit, after what the frames before have taught about this machine; 0.0: off.",
+        minimum=0.0,
+        maximum=3.6e6,
+        run_time=True,
+    )
     overlay_opacity: float = _parameter(
         0.5, "Opacity of the labels in the overlay.", minimum=0.0, maximum=1.0, run_time=True
     )

@@ -28,7 +28,8 @@ class FrameRecord:
         age_ms: from the stamp to the end of publication; None for a frame without a stamp.
         refined_pixels: number of refined pixels.
         refined_share: share of the frame, 0 .. 1.
-        budget_hit: whether the pixel budget removed candidates.
+        budget_hit: whether the pixel budget, or the deadline, removed candidates.
+        affordable_pixels: how many the deadline allowed; None without one.
     """
 
     size: tuple[int, int]
@@ -38,6 +39,7 @@ class FrameRecord:
     refined_pixels: int
     refined_share: float
     budget_hit: bool
+    affordable_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class Limits:
         warn_ms, error_ms: median latency above which the level is WARN, ERROR.
         error_after_s: time above warn_ms after which the level is ERROR.
         stale_after_s: time without a frame after which the level is STALE.
+        budget_ms: deadline of a frame.
     """
 
     warn_ms: float
     error_ms: float
     error_after_s: float
     stale_after_s: float
+    budget_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,16 @@ class CameraReport:
     @property
     def recent_latency_ms(self) -> float:
         """Median over the frames since the previous report, at least the last one; 0 for none."""
-        new = self.counts.processed - self.previous.processed
-        return recent_latency_ms(self.frames, new)
+        return recent_latency_ms(self.frames, self._new)
+
+    @property
+    def recent_frames(self) -> tuple[FrameRecord, ...]:
+        """Those since the previous report, at least the last one."""
+        return self.frames[-max(1, self._new) :]
+
+    @property
+    def _new(self) -> int:
+        return self.counts.processed - self.previous.processed
 
 
 @dataclass(frozen=True)

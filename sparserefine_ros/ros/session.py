@@ -10,6 +10,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from sparserefine_ros.deadline import Reserve
 from sparserefine_ros.render import draw_overlay
 from sparserefine_ros.ros.convert import compressed_to_rgb, image_to_rgb
 from sparserefine_ros.ros.label_info import LabelInfo
@@ -45,6 +46,7 @@ class Session:
         self._label_info = LabelInfo(node)
         self._clock, self._logger = node.get_clock(), node.get_logger()
         self._parameters = parameters
+        self._reserve = Reserve()
         compressed = parameters().transport == "compressed"
         self.message_type = CompressedImage if compressed else Image
         self._to_rgb = compressed_to_rgb if compressed else image_to_rgb
@@ -68,7 +70,9 @@ class Session:
         watch.lap("wait")
         rgb = self._to_rgb(frame.message, max_pixels=int(parameters.max_image_megapixels * 1e6))
         watch.lap("decode")
-        prediction = self.model.pipeline(rgb, maps=wanted.computed)
+        prediction = self.model.pipeline(
+            rgb, wanted.computed, time_left_ms=self._time_left_ms(watch, parameters)
+        )
         watch.skip()  # the pipeline times its own stages
         overlay = None
         if wanted.overlay and prediction.labels is not None:
@@ -82,6 +86,7 @@ class Session:
         watch.lap("overlay")
         outputs.publish(prediction, overlay, wanted, header)
         watch.lap("publish")
+        self._reserve.learn(watch.milliseconds["overlay"] + watch.milliseconds["publish"])
         record = FrameRecord(
             size=prediction.size,
             stage_ms={**watch.milliseconds, **prediction.times.milliseconds},
@@ -90,11 +95,16 @@ class Session:
             refined_pixels=prediction.refined_pixels,
             refined_share=prediction.refined_share,
             budget_hit=prediction.budget_hit,
+            affordable_pixels=prediction.affordable_pixels,
         )
         if frame.stream.history.add(record):
             height, width = prediction.size
             self._logger.info(f"{frame.stream.topic}: {width} x {height} pictures from now on")
         return None
+
+    def _time_left_ms(self, watch: _Stopwatch, parameters: NodeParameters) -> float | None:
+        budget_ms = parameters.latency_budget_ms
+        return budget_ms - watch.total_ms - self._reserve.milliseconds if budget_ms else None
 
     def subscribed(self, stream: Stream) -> frozenset[str]:
         """Names of the outputs of a camera that have a subscriber now."""

@@ -214,6 +214,36 @@ def test_an_active_node_without_a_frame_has_no_latency() -> None:
     assert not [key for key in values(status) if key.startswith(("latency", "refined", "age"))]
 
 
+DEADLINE = Limits(warn_ms=0.0, error_ms=0.0, error_after_s=0.0, stale_after_s=0.0, budget_ms=20.0)
+
+
+def test_the_deadline_is_told_while_it_is_set() -> None:
+    frames = (
+        frame(total_ms=15.0, affordable_pixels=100),
+        frame(total_ms=25.0, affordable_pixels=300),
+        frame(total_ms=19.0, affordable_pixels=None),
+        frame(total_ms=20.0, affordable_pixels=700),
+    )
+    status = judge(report(camera(frames), limits=DEADLINE))
+    pairs = values(status)
+    assert status.level is Level.OK
+    assert pairs["deadline.budget_ms"] == "20"
+    assert pairs["deadline.affordable_pixels.last"] == "700"
+    assert pairs["deadline.affordable_pixels.median"] == "300"
+    assert pairs["deadline.late_share"] == "0.333"
+    assert not [key for key in values(judge(report(camera(frames)))) if "deadline" in key]
+
+
+def test_a_deadline_that_the_dense_stage_alone_misses_is_a_warning() -> None:
+    hopeless = frame(total_ms=30.0, affordable_pixels=0)
+    status = judge(report(camera((hopeless,) * 3), limits=DEADLINE))
+    assert status.level is Level.WARN
+    assert "nothing is refined" in status.message
+    assert "30.0 ms already, of latency_budget_ms 20" in status.message
+    before = judge(report(camera((frame(affordable_pixels=None),)), limits=DEADLINE))
+    assert before.level is Level.OK
+
+
 def test_frames_without_a_stamp_have_no_age() -> None:
     pairs = values(judge(report(camera((frame(age_ms=None),)))))
     assert not [key for key in pairs if key.startswith("age")]

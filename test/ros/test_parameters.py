@@ -32,6 +32,7 @@ from sparserefine_ros.ros.parameters import (
 
 PARAMETER_FILE = Path(__file__).parents[2] / "config" / "segment.yaml"
 RUN_TIME = {
+    "latency_budget_ms",
     "entropy_threshold",
     "max_refined_pixels",
     "overlay_opacity",
