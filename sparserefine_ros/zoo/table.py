@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.sparse_cases import SIZE, street_mask
@@ -81,12 +83,14 @@ class ZooTable:
 
     Attributes:
         density: share of the picture that is refined, 0 .. 1.
+        neighbours: active sites that the 3x3 window of one holds on average, itself included.
         refiner_macs: of each model's refiner, in 10^12.
         latencies_from: where the latencies were measured; empty without any.
         rows: three for each model.
     """
 
     density: float
+    neighbours: float
     refiner_macs: dict[str, float]
     latencies_from: str
     rows: tuple[TableRow, ...]
@@ -109,7 +113,7 @@ def make_table(
     *,
     density: float,
     models: Sequence[str] = tuple(PAPER),
-    bench: Path | None = None,
+    bench: Sequence[Path] = (),
 ) -> ZooTable:
     """Count the models of table 1 at both resolutions, and with the reference refiner.
 
@@ -117,8 +121,8 @@ def make_table(
         bundle: its dense model draws the mask: where it is least sure of a procedural street.
         density: share of the picture that is refined.
         models: names, of `PAPER`.
-        bench: JSON of `sparserefine bench pipeline` on bundles named MODEL-full, MODEL-low and
-            MODEL-refined, at 2048 x 1024.
+        bench: JSON files of `sparserefine bench pipeline` on bundles named MODEL-full, MODEL-low
+            and MODEL-refined, at 2048 x 1024.
 
     Raises:
         ConfigurationError: no such model, an impossible density, or an unreadable file.
@@ -129,7 +133,12 @@ def make_table(
         raise ConfigurationError(f"expected models of {', '.join(PAPER)}, got {unknown[0]!r}")
     if not 0.0 < density <= 1.0:
         raise ConfigurationError(f"expected a density above 0, at most 1, got {density}")
-    latencies, machine = _read_bench(bench) if bench else ({}, "")
+    latencies: dict[str, float] = {}
+    machines: list[str] = []
+    for path in bench:
+        found, machine = _read_bench(path)
+        latencies |= found
+        machines += [machine] if machine not in machines else []
     sites = street_mask(bundle, density, SIZE, threads=0)
     rows: list[TableRow] = []
     refiner_macs = {}
@@ -140,7 +149,15 @@ def make_table(
         refiner_macs[name] = refiner.macs / _TERA
         costs = count_networks(name, (FULL_SIZE, paper.low_size), classes=CLASSES)
         rows += _model_rows(name, paper, costs, refiner, latencies)
-    return ZooTable(len(sites) / (SIZE[0] * SIZE[1]), refiner_macs, machine, tuple(rows))
+    return ZooTable(
+        len(sites) / (SIZE[0] * SIZE[1]), _neighbours(sites), refiner_macs, "; ".join(machines),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def _neighbours(sites: Tensor) -> float:
+    finest = build_plan(sites, (1, *SIZE), 1).levels[0]
+    return finest.same.pairs() / finest.count
 
 
 def _model_rows(
@@ -220,7 +237,11 @@ def _lines(table: ZooTable) -> Iterable[str]:
     refiners = ", ".join(
         f"{PAPER[name].title} {macs:.3f} T" for name, macs in table.refiner_macs.items()
     )
-    yield f"Refined: {table.density:.1%} of {SIZE[0]}x{SIZE[1]}; MACs of the refiner: {refiners}."
+    yield (
+        f"Refined: {table.density:.1%} of {SIZE[0]}x{SIZE[1]}, {table.neighbours:.1f} of 9 sites "
+        "active around each."
+    )
+    yield f"MACs of the refiner: {refiners}."
     yield "The paper's latencies: RTX 3090, fp16, batch 4."
     if table.latencies_from:
         yield f"Latencies here: {table.latencies_from}."
