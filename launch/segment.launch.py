@@ -4,7 +4,7 @@
 An argument left empty overrides nothing: defaults live in the parameter file and the node alone.
 The node is a lifecycle node that configures and activates itself, see its parameter `autostart`.
 Included in another launch file, the node follows that file's namespaces (PushROSNamespace), remaps
-(SetRemap) and parameters (SetParameter, SetUseSimTime).
+(SetRemap) and parameters (SetParameter).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ PARAMETERS: Final = (
     ParameterSpec(
         "count",
         1,
-        "Pictures on each, one of them a second after the others.",
+        "Pictures on each; the first and the last come a second apart.",
         minimum=1,
         maximum=1_000_000_000,
     ),
@@ -40,8 +40,8 @@ PARAMETERS: Final = (
 )
 # A publisher may see a subscriber before it is seen; a best-effort message would be lost then.
 _SETTLE_S: Final = 1.0
-# A lost message is noticed by the one after it: the last one comes when all is quiet.
-_LAST_S: Final = 1.0
+# A lost message is noticed from those before and after it: the first and the last come in quiet.
+_QUIET_S: Final = 1.0
 
 
 class BenchPeer(Node):
@@ -79,8 +79,8 @@ class BenchPeer(Node):
         messages = [make(self._picture, Header()) for make in makers]
         total = self._count * len(self._topics)
         for index in range(total):
-            pause_s = _LAST_S if index >= total - len(self._topics) else 0.0
-            due_s = start_s + index / (self._rate_hz * len(self._topics)) + pause_s
+            pauses = (index >= len(self._topics)) + (index >= total - len(self._topics))
+            due_s = start_s + index / (self._rate_hz * len(self._topics)) + pauses * _QUIET_S
             if stop.wait(max(0.0, due_s - time.monotonic())):
                 return
             message = messages[index % len(messages)]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import cast
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
 Value = bool | int | float | str | tuple[str, ...]
@@ -93,17 +92,15 @@ def declare_parameter(node: Node, spec: ParameterSpec, *, read_only: bool = Fals
     """
     descriptor = spec.descriptor()
     descriptor.read_only = read_only
-    try:
-        node.declare_parameter(spec.name, to_ros(spec.default), descriptor)
-    except (InvalidParameterTypeException, InvalidParameterValueException):
-        given = _start_value(node, spec)
-        if isinstance(spec.default, float) and type(given) is int:
-            given = float(given)
-        mistake = check_value(spec, given)
-        value = spec.default if mistake else given
-        node.declare_parameter(spec.name, to_ros(value), descriptor, ignore_override=True)
-        return mistake
-    return ""
+    given = _start_value(node, spec)
+    if isinstance(spec.default, float) and type(given) is int:
+        given = float(given)
+    # An empty list comes as nothing, for ROS cannot tell its type.
+    empty = given is None and isinstance(spec.default, tuple)
+    mistake = "" if empty else check_value(spec, given)
+    value = spec.default if mistake or empty else given
+    node.declare_parameter(spec.name, to_ros(value), descriptor, ignore_override=True)
+    return mistake
 
 
 def _start_value(node: Node, spec: ParameterSpec) -> object:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Final
 
 # A frame older than this share of the camera's period is exchanged for the next one ...
-_OLD_SHARE: Final = 0.5
+_OLD_SHARE: Final = 0.4
 # ... if that is due within both of these: a share of the last processing time, and a limit.
 _WORTH_SHARE: Final = 0.25
-_WORTH_S: Final = 0.025
+_WORTH_S: Final = 0.030
 # A frame counts as missing when it is late by this share of the camera's period.
 _LATE_SHARE: Final = 0.25
 

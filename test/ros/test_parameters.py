@@ -18,7 +18,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.ros.parameter_spec import to_ros
+from sparserefine_ros.ros.parameter_spec import declare_parameter, to_ros
 from sparserefine_ros.ros.parameters import (
     PARAMETERS,
     NodeParameters,
@@ -242,3 +242,20 @@ def test_topics_and_names_of_cameras_can_be_set_one_after_the_other() -> None:
     other_way = change(NodeParameters(), {"camera_names": ["a", "b"]}, configured=False)
     assert "one name for each of the 0 image_topics" in find_mistakes(other_way)[0]
     assert change(other_way, topics, configured=False) == done
+
+
+def test_an_empty_list_is_as_good_as_none(context: Context) -> None:
+    arguments = ["--ros-args", "-p", "image_topics:=[]", "-p", "threads:=[]"]
+    node = Node("empty", context=context, cli_args=arguments)
+    assert declare(node) == {"threads": "threads: expected int 0 .. 1024, got None"}
+    assert read(node) == NodeParameters()
+    assert node.describe_parameter("image_topics").description
+
+
+def test_an_empty_list_for_a_parameter_that_never_changes(context: Context) -> None:
+    spec = dataclasses.replace(PARAMETERS[0], name="fixed")
+    node = Node("empty", context=context, cli_args=["--ros-args", "-p", "fixed:=[]"])
+    mistake = declare_parameter(node, spec, read_only=True)
+    assert mistake == "fixed: expected str, got None"
+    assert node.get_parameter("fixed").value == spec.default
+    assert node.describe_parameter("fixed").read_only

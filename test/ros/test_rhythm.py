@@ -21,7 +21,8 @@ def rhythm(period_s: float, processing_s: float) -> Rhythm:
     ("now_s", "patience_s"),
     [
         (10.001, 0.0),  # fresh: the next one is far off
-        (10.016, 0.0),
+        (10.013, 0.0),
+        (10.014, 0.02725),
         (10.020, 0.0212),  # missing from 10.04125 on
         (10.033, 0.00825),
         (10.042, 0.0),  # it should have come
