@@ -111,7 +111,7 @@ class FolderLabels:
         stamps = [_stamp_ns(path.stem) for path in files]
         self._by_stamp = None not in stamps
         if self._by_stamp:
-            self._files = dict(zip(stamps, files, strict=True))
+            self._files: dict[int | None, Path] = dict(zip(stamps, files, strict=True))
         elif len(files) != messages:
             raise BagError(
                 f"expected {messages} label images in {folder}, one for each message of the image "
