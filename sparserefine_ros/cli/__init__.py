@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle.
+"""`sparserefine`: run, demo, train, ablate, evaluate, bag, bench, bundle.
 
 Each command imports what it needs when it runs.
 """
@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from sparserefine_ros.cli.bag import add_bag
 from sparserefine_ros.cli.bundle import add_bundle
 from sparserefine_ros.cli.evaluate import add_bench, add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
@@ -18,7 +19,9 @@ from sparserefine_ros.cli.train import add_ablate, add_train
 from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.openmp import spin_briefly
 
-_COMMANDS = (add_run, add_demo, add_train, add_ablate, add_evaluate, add_bench, add_bundle)
+_COMMANDS = (
+    add_run, add_demo, add_train, add_ablate, add_evaluate, add_bag, add_bench, add_bundle,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,7 +57,11 @@ def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictur
         "<h2>Time</h2>",
         *_times(evaluation),
         "<h2>Worst frames</h2>",
-        *frame_pictures(evaluation, drawn, pictures),
+        *frame_pictures(
+            drawn,
+            pictures=pictures,
+            order=f"By mean IoU of {evaluation.final.value}, lowest first.",
+        ),
     ]
     return whole_page(title, body)
 
@@ -201,26 +205,34 @@ def _times(evaluation: Evaluation) -> Iterable[str]:
     )
 
 
-def frame_pictures(
-    evaluation: Evaluation, drawn: Sequence[FramePictures], pictures: str
-) -> Iterable[str]:
-    """Frames in pictures, with the legend of their colours."""
+def frame_pictures(drawn: Sequence[FramePictures], *, pictures: str, order: str) -> Iterable[str]:
+    """Frames in pictures, with the legend of their colours.
+
+    Args:
+        drawn: the frames; may be empty.
+        pictures: folder beside the page that holds their files.
+        order: of the frames, as a sentence.
+    """
     if not drawn:
         yield paragraph("No pictures were drawn.", "note")
         return
-    yield (
-        f"<p>By mean IoU of {evaluation.final.value}, lowest first. White outlines: refined. "
+    changes = (
         'Changes: <b class="fixed">green</b>, refinement put right; <b class="broken">red</b>, '
-        'refinement got wrong; <b class="still">grey</b>, wrong before and after.</p>'
+        'refinement got wrong; <b class="still">grey</b>, wrong before and after.'
     )
-    yield f'<p><img src="{_link(pictures, LEGEND_FILE)}" alt="colours of the classes"></p>'
+    scored = any("changes" in each.files for each in drawn)
+    yield (
+        f"<p>{html.escape(order)} White outlines: refined. {changes if scored else ''}</p>"
+        f'<p><img src="{_link(pictures, LEGEND_FILE)}" alt="colours of the classes"></p>'
+    )
     for each in drawn:
-        scores = ", ".join(
+        scores = [
             f"{variant.value} {iou:.1%}"
             for variant, iou in each.frame.mean_iou.items()
             if iou is not None
-        )
-        heading = f"{each.frame.name}: mean IoU {scores}; refined {each.frame.refined_share:.1%}"
+        ]
+        heading = f"{each.frame.name}: " + (f"mean IoU {', '.join(scores)}; " if scores else "")
+        heading += f"refined {each.frame.refined_share:.1%}"
         figures = "".join(
             _figure(_link(pictures, file), f"{each.frame.name} {caption}", caption)
             for caption, file in each.files.items()
