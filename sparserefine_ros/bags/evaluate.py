@@ -56,7 +56,7 @@ def evaluate_bag(
         topic = choose_image_topic(bag, options.image_topic, label_topic=options.label_topic)
         frames = BagFrames(bag, topic, options.subset)
         labels = _open_labels(bag, topic, options)
-        contest = Contest(bundle, how, counts_macs=False)
+        contest = Contest(bundle, how, counts_refiner_macs=False)
         evaluator = FrameEvaluator(contest)
         with contextlib.ExitStack() as closing:
             maps = None
@@ -65,7 +65,7 @@ def evaluate_bag(
                 maps = closing.enter_context(opened)
             desk = Desk(evaluator, maps, options)
             start_s = time.perf_counter()
-            _run(frames, labels, evaluator, desk)
+            _run(frames, labels, evaluator, desk, limit=options.subset.limit)
             seconds = time.perf_counter() - start_s
         if not desk.results:
             raise BagError(
@@ -98,13 +98,15 @@ def _open_labels(bag: Bag, image_topic: str, options: BagOptions) -> Labels:
     return NoLabels()
 
 
-def _run(frames: BagFrames, labels: Labels, evaluator: FrameEvaluator, desk: Desk) -> None:
+def _run(
+    frames: BagFrames, labels: Labels, evaluator: FrameEvaluator, desk: Desk, *, limit: int
+) -> None:
     classes = evaluator.pipeline.bundle.class_names
     with (
         contextlib.closing(read_ahead(_samples(frames, labels, len(classes)), _DEPTH)) as samples,
         Behind(desk.take, _DEPTH) as behind,
     ):
-        total = frames.counts.announced
+        total = min(filter(None, (frames.counts.announced, limit)), default=0)
         for frame, sample in tqdm(samples, total=total, unit="frame", desc="evaluating"):
             behind.add((frame, sample, evaluator.run(sample, WANTED)))
 

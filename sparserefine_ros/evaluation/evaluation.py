@@ -197,8 +197,10 @@ class Evaluation:
 def _macs(frame: FrameScore, variant: Variant) -> int | None:
     if variant is Variant.DENSE_FULL:
         return frame.dense_full_macs
-    if variant is Variant.DENSE_LOW or frame.dense_macs is None or frame.refiner_macs is None:
+    if variant is Variant.DENSE_LOW:
         return frame.dense_macs
+    if frame.dense_macs is None or frame.refiner_macs is None:
+        return None
     return frame.dense_macs + frame.refiner_macs
 
 

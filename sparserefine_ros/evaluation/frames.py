@@ -48,13 +48,14 @@ class Contest:
         bundle: what is scored.
         options: how it is run.
         dense_full: a bundle without refiner that is run alike and scored beside it; None for none.
-        counts_macs: whether multiplications are counted, which takes a tenth of a frame's time.
+        counts_refiner_macs: whether the refiner's multiplications are counted on each frame, which
+            takes a tenth of its time.
     """
 
     bundle: Bundle
     options: PipelineOptions
     dense_full: Bundle | None = None
-    counts_macs: bool = True
+    counts_refiner_macs: bool = True
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -132,8 +133,8 @@ class FrameEvaluator:
             else SelectorSetting("none", 0.0, 0)
         )
         self._refiner = load_refiner(bundle) if bundle.spec.refiner else None
-        self._count_dense = DenseCounter(bundle) if contest.counts_macs else None
-        self._count_dense_full = DenseCounter(full) if full and contest.counts_macs else None
+        self._count_dense = DenseCounter(bundle)
+        self._count_dense_full = DenseCounter(full) if full else None
 
     def __call__(self, index: int, sample: Sample) -> FrameResult:
         """Run and score a frame."""
@@ -169,9 +170,7 @@ class FrameEvaluator:
 
     def _result(self, index: int, sample: Sample, runs: Runs, tally: Tally) -> FrameResult:
         prediction, full = runs.prediction, runs.full
-        dense = dense_full = _NOT_RUN
-        if self._count_dense is not None:
-            dense = self._count_dense(prediction.low_res_size)
+        dense, dense_full = self._count_dense(prediction.low_res_size), _NOT_RUN
         if full is not None and self._count_dense_full is not None:
             dense_full = self._count_dense_full(full.low_res_size)
         ious = {name: counts.confusion.mean_iou() for name, counts in tally.variants.items()}
@@ -196,7 +195,7 @@ class FrameEvaluator:
         )
 
     def _refiner_macs(self, prediction: Prediction) -> int | None:
-        if not self._contest.counts_macs:
+        if not self._contest.counts_refiner_macs:
             return None
         spec = self._contest.bundle.spec.refiner
         if self._refiner is None or spec is None or prediction.refined_pixels == 0:
