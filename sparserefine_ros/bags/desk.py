@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import heapq
+from typing import Final
 
 import numpy as np
 
@@ -15,12 +15,27 @@ from sparserefine_ros.data.sample import Sample
 from sparserefine_ros.evaluation.frames import FrameEvaluator, FrameResult, Runs
 from sparserefine_ros.records import Prediction
 
+# A bag is taken for so many scenes for each picture shown.
+_SCENES: Final = 4
+
 
 class Desk:
-    """Scores frames, writes their maps and keeps the worst; `take` runs in one thread."""
+    """Scores frames, writes their maps and keeps the worst; `take` runs in one thread.
+
+    Args:
+        evaluator: with its models loaded.
+        maps: where maps are written; None for nowhere.
+        options: of the evaluation.
+        frames: number of frames to come, about.
+    """
 
     def __init__(
-        self, evaluator: FrameEvaluator, maps: BagWriter | None, options: BagOptions
+        self,
+        evaluator: FrameEvaluator,
+        maps: BagWriter | None,
+        options: BagOptions,
+        *,
+        frames: int,
     ) -> None:
         self.results: list[FrameResult] = []
         self.rows: list[FrameRow] = []
@@ -28,8 +43,9 @@ class Desk:
         self._palette = evaluator.pipeline.bundle.palette
         self._maps = maps
         self._options = options
-        # The best of those kept comes first; the index decides between equals.
-        self._worst: list[tuple[float, int, WorstFrame]] = []
+        # Neighbours in a recording look alike; these would fill the report with one scene.
+        self._apart = max(1, frames // (_SCENES * max(1, options.pictures)))
+        self._worst: list[WorstFrame] = []  # the worst first
 
     def take(self, item: tuple[BagFrame, Sample, Runs]) -> None:
         """Finish one frame."""
@@ -62,12 +78,15 @@ class Desk:
             badness = None if iou is None else -iou
         if badness is None or not self._options.pictures:
             return
-        entry = (badness, -row.index, WorstFrame(row.score, sample, prediction))
-        if len(self._worst) < self._options.pictures:
-            heapq.heappush(self._worst, entry)
-        else:
-            heapq.heappushpop(self._worst, entry)
+        rivals = [kept for kept in self._worst if row.index - kept.score.index < self._apart]
+        if not rivals and len(self._worst) == self._options.pictures:
+            rivals = [self._worst[-1]]
+        if any(kept.badness >= badness for kept in rivals):
+            return
+        stay = [kept for kept in self._worst if kept not in rivals]
+        new = WorstFrame(badness, row.score, sample, prediction)
+        self._worst = sorted([*stay, new], key=lambda kept: -kept.badness)
 
     def worst(self) -> tuple[WorstFrame, ...]:
-        """The frames kept, the worst first."""
-        return tuple(frame for _, _, frame in sorted(self._worst, reverse=True))
+        """The frames kept, the worst first; of frames close together only the worst."""
+        return tuple(self._worst)

@@ -63,7 +63,7 @@ def evaluate_bag(
             if options.maps:
                 opened = open_writer(maps_folder(folder), storage="mcap", compression="zstd")
                 maps = closing.enter_context(opened)
-            desk = Desk(evaluator, maps, options)
+            desk = Desk(evaluator, maps, options, frames=frames.counts.announced)
             start_s = time.perf_counter()
             _run(frames, labels, evaluator, desk, limit=options.subset.limit)
             seconds = time.perf_counter() - start_s

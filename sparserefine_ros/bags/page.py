@@ -28,7 +28,7 @@ from sparserefine_ros.records import STAGES
 
 # More than the pixels of a plot cannot be seen.
 _MOST_POINTS: Final = 400
-_ROUND: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+_ROUND: Final = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 def build_page(result: BagResult, drawn: Sequence[FramePictures], *, pictures: str) -> str:
@@ -52,10 +52,11 @@ def build_page(result: BagResult, drawn: Sequence[FramePictures], *, pictures: s
         body += ["<h2>Classes</h2>", class_table(result.evaluation)]
         body += ["<h2>Selection and calibration</h2>", *selection_plots(result.evaluation)]
     order = (
-        f"By mean IoU of {result.evaluation.final.value}, lowest first."
+        f"By mean IoU of {result.evaluation.final.value}, lowest first"
         if labelled
-        else "By mean entropy, highest first."
+        else "By mean entropy, highest first"
     )
+    order += "; of pictures close together only the worst."
     body += ["<h2>Worst frames</h2>", *frame_pictures(drawn, pictures=pictures, order=order)]
     body += ["<h2>Messages</h2>", _messages(result), "<h2>Time</h2>", *_times(result)]
     return whole_page(title, body)
@@ -106,12 +107,12 @@ def _warnings(result: BagResult) -> Iterable[str]:
         else "",
     ]
     for text in filter(None, found):
-        yield f'<p class="broken">{html.escape(text[0].upper() + text[1:])}.</p>'
+        yield f'<p class="broken">{html.escape(text)}</p>'
 
 
 def _over_time(result: BagResult) -> Iterable[str]:
     seconds, title = _axis_of_time(result.rows)
-    axis = Axis(title, 0.0, max(seconds[-1], 1e-3))
+    axis = Axis(title, 0.0, _round_up(seconds[-1]))
     shares = [row.score.refined_share for row in result.rows]
     entropies = [row.mean_entropy_nats for row in result.rows]
     latencies = [sum(row.score.stage_ms.values()) for row in result.rows]
@@ -126,7 +127,7 @@ def _over_time(result: BagResult) -> Iterable[str]:
         }
         plots.insert(0, _plot(seconds, variants, axis, "mean IoU", high=1.0))
     plots.append(_plot(seconds, {"latency": latencies}, axis, "pipeline latency, ms"))
-    yield f'<div class="plots">{"".join(plots)}</div>'
+    yield f'<div class="plots four">{"".join(plots)}</div>'
     thinned = -(-len(seconds) // _MOST_POINTS)
     if thinned > 1:
         yield paragraph(f"Each point is the mean of {thinned} pictures.", "note")
@@ -164,7 +165,7 @@ def _thin(seconds: Sequence[float], values: Sequence[float]) -> list[tuple[float
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
+    """The next round number; a fifth of it is round, too."""
     if not value > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -79,8 +79,16 @@ class FrameRow:
 
 @dataclass(frozen=True, eq=False)
 class WorstFrame:
-    """A frame kept to be drawn."""
+    """A frame kept to be drawn.
 
+    Attributes:
+        badness: higher is worse.
+        score: its scores.
+        sample: the frame.
+        prediction: its result.
+    """
+
+    badness: float
     score: FrameScore
     sample: Sample
     prediction: Prediction

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sqlite3
 import struct
 from collections.abc import Callable, Collection, Iterator
@@ -73,7 +72,10 @@ def open_storage(path: Path) -> Storage:
     except PermissionError as err:
         raise BagError(f"cannot read {path}: {err.strerror}; check the file") from err
     except Exception as err:  # of many kinds, on broken bytes
-        whole = _SCANNED[path.suffix](path, f"{path.name}: {_one_line(err)}")
+        damage = (
+            f"{path.name} is cut off or damaged, only what is whole was read ({_one_line(err)})"
+        )
+        whole = _SCANNED[path.suffix](path, damage)
         if not whole.counts:
             whole.close()
             raise BagError(
@@ -110,7 +112,9 @@ class LibraryStorage:
             except StopIteration:
                 return
             except Exception as err:  # of many kinds, on broken bytes
-                self.damage = f"{self._reader.path.name}: reading ended at: {_one_line(err)}"
+                self.damage = (
+                    f"{self._reader.path.name}: reading ended at damage ({_one_line(err)})"
+                )
                 return
             yield Recorded(connection.topic, connection.msgtype, log_ns, data)
 
@@ -234,5 +238,4 @@ def _text(record: memoryview, at: int) -> str:
 
 
 def _one_line(err: Exception) -> str:
-    words = " ".join(str(err).split()) or type(err).__name__
-    return "".join(itertools.islice(words, 200))
+    return (" ".join(str(err).split()).rstrip(".") or type(err).__name__)[:200]

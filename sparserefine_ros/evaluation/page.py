@@ -23,6 +23,7 @@ table { border-collapse: collapse; margin: 0.5em 0; }
 th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5em; }
+.plots.four { gap: 0.5em; } .plots.four svg { width: 24%; min-width: 320px; height: auto; }
 .frame { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; margin-bottom: 1.2em; }
 .frame h3 { grid-column: 1 / -1; margin: 0.4em 0 0; font-size: 1em; font-weight: 600; }
 figure { margin: 0; }

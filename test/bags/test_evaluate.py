@@ -20,11 +20,14 @@ from tiny_data import TinyData
 
 from sparserefine_ros.bags import evaluate as evaluate_module
 from sparserefine_ros.bags.batch import evaluate_bags, summarise
-from sparserefine_ros.bags.results import BagOptions
+from sparserefine_ros.bags.desk import Desk
+from sparserefine_ros.bags.results import BagOptions, FrameRow
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import BagError, ConfigurationError, DatasetError
 from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
+from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator
+from sparserefine_ros.evaluation.scores import FrameScore
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -174,7 +177,7 @@ def test_without_labels_there_are_no_scores(bundle: Bundle, tmp_path: Path) -> N
     assert {row["mean_iou"] for row in rows(tmp_path / "out" / "frames.csv")} == {""}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "mean IoU" not in page
-    assert "By mean entropy, highest first." in page
+    assert "By mean entropy, highest first;" in page
     names = {path.stem.split("_")[-1] for path in (tmp_path / "out" / "pictures").iterdir()}
     assert names == {"legend", "image", "dense-low", "refined", "entropy"}
 
@@ -294,3 +297,22 @@ def test_an_error_of_the_reader_reaches_the_caller(
     monkeypatch.setattr(evaluate_module, "TopicLabels", Broken)
     with pytest.raises(DatasetError, match="third picture"):
         run(bag, tmp_path / "out", bundle)
+
+
+def test_worst_frames_are_not_neighbours(bundle: Bundle, tmp_path: Path) -> None:
+    bag = tiny_bag(tmp_path / "bag", 12, labels=False)
+    run(bag, tmp_path / "out", bundle, BagOptions(pictures=1, maps=False))
+    entropies = [float(r["mean_entropy_nats"]) for r in rows(tmp_path / "out" / "frames.csv")]
+    shown = {p.name[:5] for p in (tmp_path / "out" / "pictures").glob("*_image.jpg")}
+    assert shown == {f"{int(np.argmax(entropies)):05d}"}
+    # Of 40 frames and 2 pictures, those kept are 5 apart.
+    desk = Desk(FrameEvaluator(Contest(bundle, HOW)), None, BagOptions(pictures=2), frames=40)
+    for index, badness in enumerate([5, 6, 4, 3, 1, 2, 2.5, 9, 8]):
+        keep(desk, index, badness)
+    assert [frame.score.index for frame in desk.worst()] == [7, 1]
+
+
+def keep(desk: Desk, index: int, entropy: float) -> None:
+    score = FrameScore(index, "", {}, 0.0, {}, None, None, None, None)
+    row = FrameRow(index, "", index, (1, 1), 0, entropy, False, score)
+    desk._keep(row, None, None)  # type: ignore[arg-type]
