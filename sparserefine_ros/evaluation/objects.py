@@ -56,8 +56,10 @@ def find_small_objects(
         mask = (truth == label).view(np.uint8)
         left, top, width, height = cv2.boundingRect(mask)
         box = slice(top, top + height), slice(left, left + width)
+        # 8-connected pieces cannot be closer than two pixels; half the bytes take half the time.
+        most = ((height + 1) // 2) * ((width + 1) // 2)
         _, pieces, stats, _ = cv2.connectedComponentsWithStats(
-            mask[box], connectivity=8, ltype=cv2.CV_32S
+            mask[box], connectivity=8, ltype=cv2.CV_16U if most < 2**16 - 1 else cv2.CV_32S
         )
         piece_areas = stats[:, cv2.CC_STAT_AREA]
         small = (piece_areas >= SMALLEST_OBJECT_PX) & (piece_areas < max_share * truth.size)
