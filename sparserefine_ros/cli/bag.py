@@ -69,7 +69,9 @@ def _write(options: argparse.Namespace) -> None:
 def _add_evaluate(actions: Commands[argparse.ArgumentParser]) -> None:
     parser = actions.add_parser("evaluate", help="run a bundle over bags, with numbers")
     parser.add_argument("bag", nargs="+", type=Path, help="folder of a bag, or .mcap or .db3 file")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder for the results; default: NAME_results, by the bag"
+    )
     parser.add_argument("--image-topic", help="default: the only image topic")
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--label-topic", help="topic of label images with the pictures' stamps")
@@ -99,9 +101,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         pictures=options.pictures,
     )
     bundle, how = open_bundle(options), pipeline_options(options)
-    folders = evaluate_bags(options.bag, options.out, bundle, how, what, jobs=options.jobs)
+    out = options.out or Path(f"{options.bag[0].resolve().stem}_results")
+    folders = evaluate_bags(options.bag, out, bundle, how, what, jobs=options.jobs)
     if len(folders) > 1:
-        print(format_table(summarise(folders, options.out)))
+        print(format_table(summarise(folders, out)))
     for folder in folders:
         print(_describe(folder))
         print(f"report written to {folder / PAGE}")

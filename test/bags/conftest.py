@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bags.recording import raw, record
 from tiny_data import TinyData
 
 from sparserefine_ros.bundle import Bundle
@@ -16,6 +15,9 @@ FRAMES = 5
 
 def tiny_bag(folder: Path, count: int = FRAMES, *, labels: bool = True, first: int = 0) -> Path:
     """Pictures on /image and labels on /truth, ten each second."""
+    # Only now, for it skips the tests where the library is not installed.
+    from bags.recording import raw, record
+
     data, entries = TinyData(first + count), []
     for index in range(count):
         sample, stamp_ns = data[first + index], (index + 1) * 10**8

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="rosbags is not installed")
+
 from rosbags.interfaces import (
     Qos,
     QosDurability,

@@ -48,8 +48,9 @@ def test_evaluate_several_and_merge(
 
 
 def test_the_executable(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bag, out = tiny_bag(tmp_path / "bag", 1), tmp_path / "out"
-    words = ["evaluate_bag", str(bag), "--image-topic", "/image", "--out", str(out)]
+    bag, out = tiny_bag(tmp_path / "bag", 1), tmp_path / "bag_results"
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate_bag", str(bag), "--image-topic", "/image"]
     words += ["--bundle", str(tiny_bundle), "--threads", "1", "--no-maps"]
     monkeypatch.setattr(sys, "argv", words)
     assert evaluate_bag() == 0
