@@ -15,6 +15,8 @@ from sparserefine_ros.cli import main
 from sparserefine_ros.cli.bag import evaluate_bag
 from sparserefine_ros.errors import BackendError
 
+pytest.importorskip("rosbags", reason="rosbags is not installed")
+
 
 def run(*arguments: object) -> int:
     return main(["bag", *map(str, arguments)])
