@@ -84,6 +84,7 @@ setup(
         "tensorrt-rtx": ["onnx>=1.16", *TENSORRT_RTX],
         "openvino": ["openvino>=2024.4"],
         "gpu": [TRITON],
+        "bag": ["rosbags>=0.11.9"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",
@@ -99,6 +100,7 @@ setup(
             "mypy>=1.10",
             "onnx>=1.16",
             "pytest>=8",
+            "rosbags>=0.11.9",
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
@@ -119,6 +121,9 @@ setup(
             f"sparserefine = {NAME}.cli:main",
             f"segment = {NAME}.ros.segment:main",
             f"camera = {NAME}.ros.camera:main",
+            f"evaluate_bag = {NAME}.cli.bag:evaluate_bag",
+            f"play_bag = {NAME}.ros.player:main",
+            f"replay_report = {NAME}.ros.replay_report:main",
         ],
     },
 )

@@ -44,3 +44,7 @@ class ImageError(SparseRefineError):
 
 class DatasetError(SparseRefineError):
     """A data set on disk is incomplete or inconsistent."""
+
+
+class BagError(SparseRefineError):
+    """A recording cannot be read or written, or lacks what was asked of it."""

@@ -255,10 +255,10 @@ def _open_folder(folder: Path) -> ImageSource:
             f"expected a folder of images ({' '.join(IMAGE_SUFFIXES)}), "
             f"found none in {folder}; subfolders are not searched"
         )
-    return ImageSource(sorted(paths, key=_natural_order), fps=FOLDER_FPS)
+    return ImageSource(sorted(paths, key=natural_order), fps=FOLDER_FPS)
 
 
-def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
+def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Sort key that puts frame_2 before frame_10."""
     parts = re.split(r"([0-9]+)", path.name.lower())
     return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(parts)], path.name

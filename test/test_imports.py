@@ -24,7 +24,7 @@ ENGINES = (
     "torchsparse",
     "spconv",
 )
-HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard", "transformers")
+HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard", "transformers", "rosbags")
 ROS = ("rclpy", "sensor_msgs", "diagnostic_msgs", "lifecycle_msgs", "std_msgs", "rcl_interfaces")
 
 

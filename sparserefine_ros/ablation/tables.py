@@ -47,7 +47,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "selector_ms": Measure("Selector, ms", _selector_ms, 2),
     "latency_ms": Measure("Latency, ms", lambda e: e.totals(e.final).latency_ms),
     "refiner_parameters": Measure("Parameters, M", lambda e: e.parameters.refiner / 1e6, 2),
-    "refiner_macs": Measure("GMACs", lambda e: e.refiner_macs() / 1e9, 2),
+    "refiner_macs": Measure("GMACs", lambda e: (e.refiner_macs() or 0.0) / 1e9, 2),
     "miou": Measure("Mean IoU, %", lambda e: 100 * e.totals(e.final).mean_iou, 2),
 }
 

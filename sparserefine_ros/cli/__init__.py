@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine`: run, demo, train, ablate, evaluate, bench, bundle, engine, export, zoo.
+"""`sparserefine`: run, demo, train, ablate, evaluate, bag, bench, bundle, engine, export, zoo.
 
 Each command imports what it needs when it runs.
 """
@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from sparserefine_ros.cli.bag import add_bag
 from sparserefine_ros.cli.bench import add_bench
 from sparserefine_ros.cli.bundle import add_bundle
 from sparserefine_ros.cli.engine import add_engine
@@ -27,6 +28,7 @@ _COMMANDS = (
     add_train,
     add_ablate,
     add_evaluate,
+    add_bag,
     add_bench,
     add_bundle,
     add_engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -18,7 +18,7 @@ from sparserefine_ros.data.datasets import SegmentationDataset
 from sparserefine_ros.dense.segmenter import available_cores
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.evaluation import Evaluation
-from sparserefine_ros.evaluation.frames import FrameEvaluator, FrameResult, Task
+from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator, FrameResult, Task
 from sparserefine_ros.evaluation.measure import describe_machine
 from sparserefine_ros.evaluation.scores import FrameScore, Setting, Tally
 from sparserefine_ros.evaluation.subset import ALL_FRAMES, Subset
@@ -62,15 +62,26 @@ def evaluate(
     indices = subset.indices(len(dataset))
     processes = min(processes, len(indices))
     threads = options.threads or max(1, available_cores() // processes)
-    task = Task(bundle, dense_full, dataset, replace(options, threads=threads))
+    contest = Contest(bundle, replace(options, threads=threads), dense_full)
+    task = Task(contest, dataset)
     results = _evaluate_frames(task, indices, processes)
     progress = tqdm(results, total=len(indices), unit="frame", desc="evaluating")
-    return _gather(task, progress, frames=subset.total(len(dataset)), data=data)
+    return gather(contest, progress, frames=subset.total(len(dataset)), data=data)
 
 
-def _gather(task: Task, results: Iterable[FrameResult], *, frames: int, data: str) -> Evaluation:
-    """Add the frames up as they come."""
-    tally = Tally.empty(task.variants, len(task.bundle.class_names))
+def gather(
+    contest: Contest, results: Iterable[FrameResult], *, frames: int, data: str
+) -> Evaluation:
+    """Add the results of frames up as they come.
+
+    Args:
+        contest: what is scored.
+        results: of at least one frame.
+        frames: number of frames of the whole evaluation.
+        data: the data set and its split in words.
+    """
+    bundle, dense_full = contest.bundle, contest.dense_full
+    tally = Tally.empty(contest.variants, len(bundle.class_names))
     scores: list[FrameScore] = []
     notes: dict[str, None] = {}
     for result in results:
@@ -79,11 +90,11 @@ def _gather(task: Task, results: Iterable[FrameResult], *, frames: int, data: st
         notes.update(dict.fromkeys(result.notes))
     return Evaluation(
         setting=Setting(
-            bundle=task.bundle.name,
-            digest=task.bundle.digest,
-            dense_full=_describe(task.dense_full) if task.dense_full else "",
-            class_names=task.bundle.class_names,
-            variants=task.variants,
+            bundle=bundle.name,
+            digest=bundle.digest,
+            dense_full=_describe(dense_full) if dense_full else "",
+            class_names=bundle.class_names,
+            variants=contest.variants,
             selector=result.selector,
             frames=frames,
             data=re.sub(r"^(?!street)(\w+):.*(?=, )", r"\1", data),
@@ -138,7 +149,9 @@ def _dense_alone(bundle: Bundle) -> Bundle:
 def _evaluate_frames(task: Task, indices: Sequence[int], processes: int) -> Iterator[FrameResult]:
     """Results in the order of the indices."""
     if processes == 1:
-        yield from map(FrameEvaluator(task), indices)
+        evaluate_frame = FrameEvaluator(task.contest)
+        for index in indices:
+            yield evaluate_frame(index, task.dataset[index])
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -158,13 +171,13 @@ class _Worker:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._evaluate: Callable[[int], FrameResult] | None = None
+        self._evaluate: FrameEvaluator | None = None
 
     def __call__(self, index: int) -> FrameResult:
         if self._evaluate is None:
-            cv2.setNumThreads(self._task.options.threads)
-            self._evaluate = FrameEvaluator(self._task)
-        return self._evaluate(index)
+            cv2.setNumThreads(self._task.contest.options.threads)
+            self._evaluate = FrameEvaluator(self._task.contest)
+        return self._evaluate(index, self._task.dataset[index])
 
 
 # Set once in each process of the pool, so that the task need not travel with every frame.

@@ -168,9 +168,9 @@ class Evaluation:
         rows["total"] = Spread.of([sum(each.values()) for each in times])
         return rows
 
-    def refiner_macs(self) -> float:
-        """Mean over the frames, refiner and ensembler."""
-        return float(np.mean([frame.refiner_macs for frame in self.frames]))
+    def refiner_macs(self) -> float | None:
+        """Mean over the frames, refiner and ensembler; None where not counted."""
+        return _mean([frame.refiner_macs for frame in self.frames])
 
     def worst_frames(self, count: int) -> list[FrameScore]:
         """Frames of the lowest mean IoU in `final`, lowest first; frames without labels are out."""
@@ -197,8 +197,10 @@ class Evaluation:
 def _macs(frame: FrameScore, variant: Variant) -> int | None:
     if variant is Variant.DENSE_FULL:
         return frame.dense_full_macs
-    if variant is Variant.DENSE_LOW or frame.dense_macs is None:
+    if variant is Variant.DENSE_LOW:
         return frame.dense_macs
+    if frame.dense_macs is None or frame.refiner_macs is None:
+        return None
     return frame.dense_macs + frame.refiner_macs
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.data.datasets import Sample, SegmentationDataset
+from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, SegmentationDataset
 from sparserefine_ros.evaluation.cost import (
     DenseCost,
     DenseCounter,
@@ -42,20 +41,21 @@ _NOT_RUN = DenseCost(None, None)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a process needs to evaluate frames; it can be sent to another process.
+class Contest:
+    """What is scored.
 
     Attributes:
         bundle: what is scored.
-        dense_full: a bundle without refiner that is scored beside it; None for none.
-        dataset: labelled frames.
-        options: how both are run.
+        options: how it is run.
+        dense_full: a bundle without refiner that is run alike and scored beside it; None for none.
+        counts_refiner_macs: whether the refiner's multiplications are counted on each frame, which
+            takes a tenth of its time.
     """
 
     bundle: Bundle
-    dense_full: Bundle | None
-    dataset: SegmentationDataset
     options: PipelineOptions
+    dense_full: Bundle | None = None
+    counts_refiner_macs: bool = True
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -63,6 +63,32 @@ class Task:
         full = (Variant.DENSE_FULL,) if self.dense_full else ()
         refined = (Variant.REFINED,) if self.bundle.spec.refiner else ()
         return (Variant.DENSE_LOW, *full, *refined)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs to evaluate frames; it can be sent to another process.
+
+    Attributes:
+        contest: what is scored.
+        dataset: labelled frames.
+    """
+
+    contest: Contest
+    dataset: SegmentationDataset
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What was predicted for one frame: by the bundle, and by the dense model at full resolution.
+
+    Attributes:
+        prediction: with at least the maps that are scored.
+        full: None where it was not run.
+    """
+
+    prediction: Prediction
+    full: Prediction | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,50 +111,65 @@ class FrameResult:
 
 
 class FrameEvaluator:
-    """A task with its models loaded.
+    """A contest with its models loaded.
+
+    `run` and `score` share nothing that changes, so that one frame may be scored in another thread
+    while the next one is run.
 
     Raises:
         SparseRefineError: a bundle cannot be run, see `Pipeline`.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._classes = len(task.bundle.class_names)
-        self._pipeline = Pipeline(task.bundle, task.options)
-        self._full = Pipeline(task.dense_full, task.options) if task.dense_full else None
-        selector = self._pipeline.selector
+    def __init__(self, contest: Contest) -> None:
+        bundle, full = contest.bundle, contest.dense_full
+        self._contest = contest
+        self._classes = len(bundle.class_names)
+        self.pipeline = Pipeline(bundle, contest.options)
+        self._full = Pipeline(full, contest.options) if full else None
+        selector = self.pipeline.selector
         self._selector = (
             SelectorSetting(selector.kind, selector.threshold, selector.max_pixels)
-            if task.bundle.spec.refiner
+            if bundle.spec.refiner
             else SelectorSetting("none", 0.0, 0)
         )
-        self._refiner = load_refiner(task.bundle) if task.bundle.spec.refiner else None
-        self._count_dense = DenseCounter(task.bundle)
-        self._count_dense_full = DenseCounter(task.dense_full) if task.dense_full else None
+        self._refiner = load_refiner(bundle) if bundle.spec.refiner else None
+        self._count_dense = DenseCounter(bundle)
+        self._count_dense_full = DenseCounter(full) if full else None
 
-    def __call__(self, index: int) -> FrameResult:
-        """Evaluate the frame at a place of the data set."""
-        sample = self._task.dataset[index]
-        truth = Truth.of(sample.labels, self._classes)
-        tally = Tally.empty(self._task.variants, self._classes)
-        prediction = self._pipeline(sample.image, _WANTED, self._truth_for_oracles(sample))
-        _count(prediction, truth, tally)
+    def __call__(self, index: int, sample: Sample) -> FrameResult:
+        """Run and score a frame."""
+        return self.score(index, sample, self.run(sample))
+
+    def run(self, sample: Sample, maps: frozenset[Map] = frozenset()) -> Runs:
+        """Predict a frame, with the maps that are scored and those asked for."""
+        truth = sample.labels if self._contest.bundle.spec.uses_truth() else None
+        prediction = self.pipeline(sample.image, _WANTED | maps, truth)
         full = self._full(sample.image, _WANTED_OF_DENSE_FULL) if self._full else None
-        if full is not None:
-            _count_labels(full, truth, tally, Variant.DENSE_FULL)
-        return self._result(index, sample, prediction, full, tally)
+        return Runs(prediction, full)
 
-    def _truth_for_oracles(self, sample: Sample) -> NDArray[np.uint8] | None:
-        return sample.labels if self._task.bundle.spec.uses_truth() else None
+    def score(self, index: int, sample: Sample, runs: Runs) -> FrameResult:
+        """Count what was predicted right and wrong.
 
-    def _result(
-        self,
-        index: int,
-        sample: Sample,
-        prediction: Prediction,
-        full: Prediction | None,
-        tally: Tally,
-    ) -> FrameResult:
+        Args:
+            index: place of the frame in its data set.
+            sample: the frame; without any label, only the selection is counted.
+            runs: what `run` returned for it.
+        """
+        tally = Tally.empty(self._contest.variants, self._classes)
+        dense_labels, refined = runs.prediction.dense_labels, runs.prediction.refined
+        assert dense_labels is not None
+        assert refined is not None
+        entropy = runs.prediction.dense.entropy
+        tally.update_selection(sample.labels, dense_labels, refined, entropy)
+        if (sample.labels != IGNORED_LABEL).any():
+            truth = Truth.of(sample.labels, self._classes)
+            _count(runs.prediction, truth, tally)
+            if runs.full is not None:
+                _count_labels(runs.full, truth, tally, Variant.DENSE_FULL)
+        return self._result(index, sample, runs, tally)
+
+    def _result(self, index: int, sample: Sample, runs: Runs, tally: Tally) -> FrameResult:
+        prediction, full = runs.prediction, runs.full
         dense, dense_full = self._count_dense(prediction.low_res_size), _NOT_RUN
         if full is not None and self._count_dense_full is not None:
             dense_full = self._count_dense_full(full.low_res_size)
@@ -153,8 +194,10 @@ class FrameEvaluator:
             tuple(cost.missing for cost in (dense, dense_full) if cost.missing),
         )
 
-    def _refiner_macs(self, prediction: Prediction) -> int:
-        spec = self._task.bundle.spec.refiner
+    def _refiner_macs(self, prediction: Prediction) -> int | None:
+        if not self._contest.counts_refiner_macs:
+            return None
+        spec = self._contest.bundle.spec.refiner
         if self._refiner is None or spec is None or prediction.refined_pixels == 0:
             return 0
         assert prediction.refined is not None
@@ -164,14 +207,12 @@ class FrameEvaluator:
 
 
 def _count(prediction: Prediction, truth: Truth, tally: Tally) -> None:
-    """Count the dense result, the selection and, where there is a refiner, the refined result."""
+    """Count the dense result and, where there is a refiner, the refined one."""
     dense = prediction.dense
     assert prediction.dense_labels is not None
-    assert prediction.refined is not None
     low_res_confidence = torch.from_numpy(confidence_bytes(dense))
     confidence = expand_map(low_res_confidence, prediction.size).numpy()
     tally.variants[Variant.DENSE_LOW].update(truth, prediction.dense_labels, confidence)
-    tally.update_selection(truth, prediction.dense_labels, prediction.refined, dense.entropy)
     if Variant.REFINED in tally.variants:
         _count_labels(prediction, truth, tally, Variant.REFINED)
 

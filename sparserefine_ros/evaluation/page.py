@@ -23,6 +23,7 @@ table { border-collapse: collapse; margin: 0.5em 0; }
 th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5em; }
+.plots.four { gap: 0.5em; } .plots.four svg { width: 24%; min-width: 320px; height: auto; }
 .frame { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; margin-bottom: 1.2em; }
 .frame h3 { grid-column: 1 / -1; margin: 0.4em 0 0; font-size: 1em; font-weight: 600; }
 figure { margin: 0; }
@@ -49,16 +50,25 @@ def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictur
         f"<h1>{html.escape(title)}</h1>",
         *_setting(evaluation),
         "<h2>Summary</h2>",
-        _totals(evaluation),
+        summary_table(evaluation),
         "<h2>Classes</h2>",
-        _classes(evaluation),
+        class_table(evaluation),
         "<h2>Selection and calibration</h2>",
-        *_plots(evaluation),
+        *selection_plots(evaluation),
         "<h2>Time</h2>",
         *_times(evaluation),
         "<h2>Worst frames</h2>",
-        *_frames(evaluation, drawn, pictures),
+        *frame_pictures(
+            drawn,
+            pictures=pictures,
+            order=f"By mean IoU of {evaluation.final.value}, lowest first.",
+        ),
     ]
+    return whole_page(title, body)
+
+
+def whole_page(title: str, body: Iterable[str]) -> str:
+    """HTML text of a page with this title and these elements."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -73,20 +83,21 @@ def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictur
 
 def _setting(evaluation: Evaluation) -> Iterable[str]:
     setting, score = evaluation.setting, evaluation.tally.selection
-    yield _paragraph(
+    yield paragraph(
         f"{len(evaluation.frames)} of {setting.frames} frames. "
         f"Selector: {setting.selector}: density {score.density:.1%}, "
         f"selector recall {score.recall:.1%}, precision {score.precision:.1%}."
     )
     full = f" Full resolution: {setting.dense_full}." if setting.dense_full else ""
-    yield _paragraph(f"Bundle digest {setting.digest}.{full}", "note")
-    yield _paragraph(f"Measured on {'; '.join(evaluation.machines)}.", "note")
+    yield paragraph(f"Bundle digest {setting.digest}.{full}", "note")
+    yield paragraph(f"Measured on {'; '.join(evaluation.machines)}.", "note")
     for note in evaluation.notes:
-        yield _paragraph(note, "note")
+        yield paragraph(note, "note")
 
 
-def _totals(evaluation: Evaluation) -> str:
-    refiner = evaluation.parameters.refiner
+def summary_table(evaluation: Evaluation) -> str:
+    """The scores of each variant over all frames and classes."""
+    refiner, refiner_macs = evaluation.parameters.refiner, evaluation.refiner_macs()
     head = [
         "", "mean IoU, %", "boundary mean IoU, %", "pixel accuracy, %", "small objects found, %",
         "calibration error, %", "latency, ms", "GMACs per frame", "parameters, M",
@@ -96,9 +107,9 @@ def _totals(evaluation: Evaluation) -> str:
         for variant in evaluation.setting.variants
     ]
     if refiner:
-        macs = f"{evaluation.refiner_macs() / 1e9:.2f}"
+        macs = "-" if refiner_macs is None else f"{refiner_macs / 1e9:.2f}"
         rows.append(["of that, refiner", *[""] * 6, macs, f"{refiner / 1e6:.2f}"])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _total_cells(totals: Totals) -> list[str]:
@@ -110,29 +121,31 @@ def _total_cells(totals: Totals) -> list[str]:
         totals.calibration_error,
     )
     return [
-        *map(_percent, shares),
+        *map(percent, shares),
         f"{totals.latency_ms:.1f}",
         "-" if totals.macs is None else f"{totals.macs / 1e9:.2f}",
         "-" if totals.parameters is None else f"{totals.parameters / 1e6:.2f}",
     ]
 
 
-def _classes(evaluation: Evaluation) -> str:
+def class_table(evaluation: Evaluation) -> str:
+    """The scores of each class in each variant."""
     variants = evaluation.setting.variants
     names = [variant.value for variant in variants]
     head = ["IoU, %", *names, *(f"boundary, {name}" for name in names), "small objects"]
     head += [f"found, {name}" for name in names]
     rows = []
     for scores in zip(*(evaluation.classes(variant) for variant in variants), strict=True):
-        cells = [_percent(row.iou) for row in scores]
-        cells += [_percent(row.boundary_iou) for row in scores]
+        cells = [percent(row.iou) for row in scores]
+        cells += [percent(row.boundary_iou) for row in scores]
         cells.append(str(scores[0].small_objects))
-        cells += [_percent(row.small_object_recall) for row in scores]
+        cells += [percent(row.small_object_recall) for row in scores]
         rows.append([scores[0].name, *cells])
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _plots(evaluation: Evaluation) -> Iterable[str]:
+def selection_plots(evaluation: Evaluation) -> Iterable[str]:
+    """Selections at other thresholds, what they buy, and calibration."""
     curve = evaluation.tally.curve
     scores, nats = curve.scores(), curve.thresholds.tolist()
     # A logarithmic axis has no place for the first threshold, which is 0.
@@ -160,7 +173,7 @@ def _plots(evaluation: Evaluation) -> Iterable[str]:
         draw_lines(reliability, Axis("confidence"), Axis("accuracy"), diagonal=True),
     )
     yield f'<div class="plots">{"".join(plots)}</div>'
-    yield _paragraph(
+    yield paragraph(
         "Left: selections at other thresholds, without a budget; dashed, the threshold in use. "
         "Middle: what a density buys; dashed, a random selection. Right: accuracy in "
         f"{BINS} ranges of confidence; dashed, honest confidence.",
@@ -185,31 +198,42 @@ def _times(evaluation: Evaluation) -> Iterable[str]:
         ]
         for stage in times[0]
     ]
-    yield _table(head, rows)
-    yield _paragraph(
+    yield table(head, rows)
+    yield paragraph(
         "Taken during the evaluation, which asks for more maps than the node and may run several "
         "processes at once; for timings use sparserefine bench.",
         "note",
     )
 
 
-def _frames(evaluation: Evaluation, drawn: Sequence[FramePictures], pictures: str) -> Iterable[str]:
+def frame_pictures(drawn: Sequence[FramePictures], *, pictures: str, order: str) -> Iterable[str]:
+    """Frames in pictures, with the legend of their colours.
+
+    Args:
+        drawn: the frames; may be empty.
+        pictures: folder beside the page that holds their files.
+        order: of the frames, as a sentence.
+    """
     if not drawn:
-        yield _paragraph("No pictures were drawn.", "note")
+        yield paragraph("No pictures were drawn.", "note")
         return
-    yield (
-        f"<p>By mean IoU of {evaluation.final.value}, lowest first. White outlines: refined. "
+    changes = (
         'Changes: <b class="fixed">green</b>, refinement put right; <b class="broken">red</b>, '
-        'refinement got wrong; <b class="still">grey</b>, wrong before and after.</p>'
+        'refinement got wrong; <b class="still">grey</b>, wrong before and after.'
     )
-    yield f'<p><img src="{_link(pictures, LEGEND_FILE)}" alt="colours of the classes"></p>'
+    scored = any("changes" in each.files for each in drawn)
+    yield (
+        f"<p>{html.escape(order)} White outlines: refined. {changes if scored else ''}</p>"
+        f'<p><img src="{_link(pictures, LEGEND_FILE)}" alt="colours of the classes"></p>'
+    )
     for each in drawn:
-        scores = ", ".join(
+        scores = [
             f"{variant.value} {iou:.1%}"
             for variant, iou in each.frame.mean_iou.items()
             if iou is not None
-        )
-        heading = f"{each.frame.name}: mean IoU {scores}; refined {each.frame.refined_share:.1%}"
+        ]
+        heading = f"{each.frame.name}: " + (f"mean IoU {', '.join(scores)}; " if scores else "")
+        heading += f"refined {each.frame.refined_share:.1%}"
         figures = "".join(
             _figure(_link(pictures, file), f"{each.frame.name} {caption}", caption)
             for caption, file in each.files.items()
@@ -228,7 +252,8 @@ def _link(folder: str, file: str) -> str:
     return html.escape(f"{quote(folder)}/{quote(file)}")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text cells."""
     lines = [_table_row("th", head), *(_table_row("td", row) for row in rows)]
     return f"<table>\n{chr(10).join(lines)}\n</table>"
 
@@ -237,9 +262,11 @@ def _table_row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _paragraph(text: str, kind: str = "") -> str:
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of text; `kind` is its class, such as "note"."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f"<p>{html.escape(text)}</p>"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share 0 .. 1 in percent; - for NaN."""
     return "-" if math.isnan(share) else f"{100 * share:.2f}"

@@ -78,21 +78,48 @@ def draw_frames(
     """
     bundle = gallery.bundle
     pipeline = Pipeline(bundle, gallery.options)
-    _write(folder / LEGEND_FILE, draw_legend(bundle.class_names, bundle.palette))
+    draw_legend_file(bundle, folder)
     drawn = []
     for frame in tqdm(frames, unit="frame", desc="drawing"):
         sample = gallery.dataset[frame.index]
         truth = sample.labels if bundle.spec.uses_truth() else None
-        pictures = _draw(sample, pipeline(sample.image, _WANTED, truth), bundle)
-        stem = f"{frame.index:05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', frame.name)}"
-        files = {}
-        for caption, picture in pictures.items():
-            # JPEG would blur single pixels of one colour.
-            kind = "png" if caption == _CHANGES else "jpg"
-            files[caption] = f"{stem}_{caption}.{kind}"
-            _write(folder / files[caption], picture)
-        drawn.append(FramePictures(frame, files))
+        prediction = pipeline(sample.image, _WANTED, truth)
+        drawn.append(draw_frame(frame, sample, prediction, bundle, folder))
     return drawn
+
+
+def draw_legend_file(bundle: Bundle, folder: Path) -> None:
+    """Write the colours of the classes to `folder`.
+
+    Raises:
+        ConfigurationError: the picture cannot be written.
+    """
+    _write(folder / LEGEND_FILE, draw_legend(bundle.class_names, bundle.palette))
+
+
+def draw_frame(
+    frame: FrameScore, sample: Sample, prediction: Prediction, bundle: Bundle, folder: Path
+) -> FramePictures:
+    """Write the pictures of one frame to `folder`.
+
+    Args:
+        frame: its scores.
+        sample: the frame; without any label, the pictures that need them are left out.
+        prediction: with labels, dense labels and refined pixels.
+        bundle: its classes and colours are used.
+        folder: where to write.
+
+    Raises:
+        ConfigurationError: a picture cannot be written.
+    """
+    stem = f"{frame.index:05d}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', frame.name)}"
+    files = {}
+    for caption, picture in _draw(sample, prediction, bundle).items():
+        # JPEG would blur single pixels of one colour.
+        kind = "png" if caption == _CHANGES else "jpg"
+        files[caption] = f"{stem}_{caption}.{kind}"
+        _write(folder / files[caption], picture)
+    return FramePictures(frame, files)
 
 
 def _draw(
@@ -108,10 +135,13 @@ def _draw(
         "image": image,
         "dense-low": draw_overlay(image, dense_labels, palette),
         "refined": draw_overlay(image, labels, palette, refined=prediction.refined),
-        "truth": draw_overlay(image, sample.labels, palette),
         "entropy": draw_entropy(entropy, max_nats=math.log(len(bundle.class_names))),
-        _CHANGES: draw_changes(sample.labels, dense_labels, labels, ignored_label=IGNORED_LABEL),
     }
+    if (sample.labels != IGNORED_LABEL).any():
+        pictures["truth"] = draw_overlay(image, sample.labels, palette)
+        pictures[_CHANGES] = draw_changes(
+            sample.labels, dense_labels, labels, ignored_label=IGNORED_LABEL
+        )
     return {caption: narrow(picture, _WIDTH) for caption, picture in pictures.items()}
 
 

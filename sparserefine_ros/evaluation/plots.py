@@ -114,11 +114,11 @@ def _draw_axes(x: Axis, y: Axis) -> list[str]:
     for tick in x.ticks():
         across, bottom = _at((tick, y.low), x, y)
         parts.append(f'<path d="M{across} {_TOP}V{bottom}" stroke="#ddd"/>')
-        parts.append(_text(f"{tick:.3g}", across, bottom + 16, "middle"))
+        parts.append(_text(f"{tick:.4g}", across, bottom + 16, "middle"))
     for tick in y.ticks():
         left, down = _at((x.low, tick), x, y)
         parts.append(f'<path d="M{left} {down}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
-        parts.append(_text(f"{tick:.3g}", left - 6, down + 4, "end"))
+        parts.append(_text(f"{tick:.4g}", left - 6, down + 4, "end"))
     middle = (_HEIGHT - _BOTTOM + _TOP) / 2
     parts.append(_text(x.title, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "middle"))
     turned = f'<g transform="translate(14 {middle}) rotate(-90)">{_text(y.title, 0, 0, "middle")}'

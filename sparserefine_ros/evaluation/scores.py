@@ -105,14 +105,14 @@ class Tally:
 
     def update_selection(
         self,
-        truth: Truth,
+        truth: NDArray[np.uint8],
         dense_labels: NDArray[np.uint8],
         selected: NDArray[np.bool_],
         entropy: torch.Tensor,
     ) -> None:
-        """Add one frame: two maps [H, W], and the dense result's entropy in nats, [h, w]."""
-        self.selection.update(truth.labels, dense_labels, selected)
-        self.curve.update(truth.labels, dense_labels, entropy)
+        """Add one frame: three maps [H, W], and the dense result's entropy in nats, [h, w]."""
+        self.selection.update(truth, dense_labels, selected)
+        self.curve.update(truth, dense_labels, entropy)
 
     def merge(self, other: Self) -> None:
         """Add what another one counted of the same variants."""
@@ -135,7 +135,7 @@ class FrameScore:
         dense_full_stage_ms: the same of the dense model at full resolution; None where not run.
         dense_macs: of the dense model at low resolution; None where not counted.
         dense_full_macs: the same at full resolution.
-        refiner_macs: of refiner and ensembler.
+        refiner_macs: of refiner and ensembler; None where not counted.
     """
 
     index: int
@@ -146,7 +146,7 @@ class FrameScore:
     dense_full_stage_ms: Mapping[str, float] | None
     dense_macs: int | None
     dense_full_macs: int | None
-    refiner_macs: int
+    refiner_macs: int | None
 
 
 @dataclass(frozen=True)

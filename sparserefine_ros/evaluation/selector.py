@@ -119,5 +119,9 @@ def _count_by_bin(
     """All, labelled and wrong pixels of each bin, int64 [bins, 3]; the arrays are [H, W]."""
     labelled = truth != IGNORED_LABEL
     wrong = labelled & (dense_labels != truth)
-    groups = (bin_of.ravel(), bin_of[labelled], bin_of[wrong])
-    return np.stack([np.bincount(group, minlength=bins) for group in groups], 1)
+    # 0 unlabelled, 1 right, 2 wrong: one pass over the picture instead of three.
+    kind = labelled.view(np.uint8) + wrong.view(np.uint8)
+    code = bin_of.astype(np.uint16) * np.uint16(3) + kind
+    unlabelled, right, mistaken = np.bincount(code.ravel(), minlength=3 * bins).reshape(bins, 3).T
+    known = right + mistaken
+    return np.stack([unlabelled + known, known, mistaken], 1)

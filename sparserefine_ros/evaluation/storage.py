@@ -68,15 +68,20 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
     write_text_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
 
-def scores_to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Scores as plain values; shares 0 .. 1, None where nothing could be scored."""
+def scores_to_json(evaluation: Evaluation, *, times: bool = True) -> dict[str, Any]:
+    """Scores as plain values; shares 0 .. 1, None where nothing could be scored.
+
+    Args:
+        evaluation: what is told.
+        times: whether to tell latencies; without them two runs give the same.
+    """
     selection = evaluation.tally.selection
     curve = evaluation.tally.curve
     return {
         "bundle": evaluation.setting.bundle,
         "data": evaluation.data,
         "frames": len(evaluation.frames),
-        "latency_ms": round(evaluation.totals(evaluation.final).latency_ms, 3),
+        **_latency(evaluation, evaluation.final, told=times),
         "density": selection.density,
         "selector_recall": selection.recall,
         "selector_precision": selection.precision,
@@ -92,13 +97,17 @@ def scores_to_json(evaluation: Evaluation) -> dict[str, Any]:
         "refiner_macs": evaluation.refiner_macs(),
         "refiner_parameters": evaluation.parameters.refiner,
         "variants": {
-            variant.value: _variant_to_json(evaluation, variant)
+            variant.value: _variant_to_json(evaluation, variant, times=times)
             for variant in evaluation.setting.variants
         },
     }
 
 
-def _variant_to_json(evaluation: Evaluation, variant: Variant) -> dict[str, Any]:
+def _latency(evaluation: Evaluation, variant: Variant, *, told: bool) -> dict[str, float]:
+    return {"latency_ms": round(evaluation.totals(variant).latency_ms, 3)} if told else {}
+
+
+def _variant_to_json(evaluation: Evaluation, variant: Variant, *, times: bool) -> dict[str, Any]:
     totals, classes = evaluation.totals(variant), evaluation.classes(variant)
     return {
         "miou": _number(totals.mean_iou),
@@ -106,7 +115,7 @@ def _variant_to_json(evaluation: Evaluation, variant: Variant) -> dict[str, Any]
         "pixel_accuracy": _number(totals.pixel_accuracy),
         "small_object_recall": _number(totals.small_object_recall),
         "calibration_error": _number(totals.calibration_error),
-        "latency_ms": round(totals.latency_ms, 3),
+        **_latency(evaluation, variant, told=times),
         "macs": totals.macs,
         "parameters": totals.parameters,
         "iou": {row.name: _number(row.iou) for row in classes},

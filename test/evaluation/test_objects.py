@@ -98,3 +98,16 @@ def test_nothing_labelled() -> None:
     score.update(find_small_objects(truth, 2), truth, np.zeros_like(truth))
     assert not score.counts.any()
     assert math.isnan(score.recall())
+
+
+@pytest.mark.parametrize("side", [508, 514])
+def test_more_pieces_than_16_bits_can_number(side: int) -> None:
+    """Pieces of one pixel, as close as they can lie, around the largest number of 16 bits."""
+    truth = np.full((side, side), 255, np.uint8)
+    truth[::2, ::2] = 1
+    truth[-8:, -8:] = 255
+    truth[-5:, -5:] = 1
+    objects = find_small_objects(truth, CLASSES)
+    assert objects.areas.tolist() == [0, 25]
+    assert (objects.ids > 0).sum() == 25
+    assert (objects.ids[-5:, -5:] == 1).all()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import Image
 
+from sparserefine_ros.encodings import ENCODINGS
 from sparserefine_ros.errors import ImageError
-from sparserefine_ros.ros.convert import REASONS
-from sparserefine_ros.ros.encodings import ENCODINGS
+from sparserefine_ros.messages import REASONS
 
 MAX_PIXELS: Final = 100_000
 

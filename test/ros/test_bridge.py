@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from ros.messages import MAX_PIXELS, make_message, random_message, refused
 
+from sparserefine_ros.encodings import ENCODINGS
 from sparserefine_ros.ros.bridge import bridge_to_rgb, cv_bridge_available
 from sparserefine_ros.ros.convert import image_to_rgb
-from sparserefine_ros.ros.encodings import ENCODINGS
 
 RIGHT = """
 import numpy

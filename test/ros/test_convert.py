@@ -15,14 +15,10 @@ from ros.messages import MAX_PIXELS, make_message, refused
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from sparserefine_ros.encodings import ENCODINGS
 from sparserefine_ros.errors import ImageError
-from sparserefine_ros.ros.convert import (
-    REASONS,
-    array_to_image,
-    compressed_to_rgb,
-    image_to_rgb,
-)
-from sparserefine_ros.ros.encodings import ENCODINGS
+from sparserefine_ros.messages import REASONS, compressed_to_rgb
+from sparserefine_ros.ros.convert import array_to_image, image_to_rgb
 
 
 @pytest.mark.parametrize("padding", [0, 3])

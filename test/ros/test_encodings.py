@@ -17,8 +17,8 @@ from ros.messages import MAX_PIXELS, make_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from sparserefine_ros.encodings import ENCODINGS
 from sparserefine_ros.ros.convert import array_to_image, image_to_rgb
-from sparserefine_ros.ros.encodings import ENCODINGS
 
 # Position of R, G, B within a pixel.
 CHANNELS = {

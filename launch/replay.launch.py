@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play a bag through the node `segment` and report latencies, ages and drops.
+
+    ros2 launch sparserefine_ros replay.launch.py bag:=/data/drive rate:=10
+
+Everything stops when the bag ends; the report is printed, and written to `report` if given.
+The executable `player` of this package plays the bag. With `player:=rosbag2`, `ros2 bag play` does,
+with the stamps as recorded and /clock; `rate` is then a multiple of the recorded speed.
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.action import Action
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+PACKAGE = "sparserefine_ros"
+IMAGE = "/replay/image"
+# The node tells its counters once a second.
+LAST_WORD_S = 3.0
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Arguments, player, node and report."""
+    arguments = [
+        DeclareLaunchArgument("bag", description="Folder of the bag, or one .mcap or .db3 file."),
+        DeclareLaunchArgument(
+            "bundle",
+            default_value="",
+            description="Bundle folder, or the name of a shipped bundle; empty: the default.",
+        ),
+        DeclareLaunchArgument(
+            "image_topic",
+            default_value="",
+            description="Topic of the pictures in the bag; empty: the only image topic.",
+        ),
+        DeclareLaunchArgument(
+            "transport",
+            default_value="raw",
+            choices=["raw", "compressed"],
+            description="Message type of that topic: Image or CompressedImage.",
+        ),
+        DeclareLaunchArgument(
+            "rate", default_value="0.0", description="Pictures per second; 0.0: as recorded."
+        ),
+        DeclareLaunchArgument(
+            "loop",
+            default_value="false",
+            choices=["true", "false"],
+            description="Whether the bag starts again at its end, until you stop it.",
+        ),
+        DeclareLaunchArgument(
+            "clock",
+            default_value="false",
+            choices=["true", "false"],
+            description="Whether stamps stay as recorded and all nodes follow /clock.",
+        ),
+        DeclareLaunchArgument(
+            "player",
+            default_value="own",
+            choices=["own", "rosbag2"],
+            description="What plays the bag: this package, or ros2 bag play.",
+        ),
+        DeclareLaunchArgument(
+            "report", default_value="", description="File for the report; empty: print it only."
+        ),
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start)])
+
+
+def start(context: LaunchContext) -> list[Action]:
+    """The node and its listener, and the player, whose end stops everything."""
+    names = ("bag", "bundle", "image_topic", "transport", "rate", "loop", "clock", "player")
+    given = {name: LaunchConfiguration(name).perform(context) for name in (*names, "report")}
+    rosbag2 = given["player"] == "rosbag2"
+    sim_time = {"use_sim_time": rosbag2 or given["clock"] == "true"}
+    bundle = {"bundle": ParameterValue(given["bundle"], value_type=str)} if given["bundle"] else {}
+    segment = LifecycleNode(
+        package=PACKAGE,
+        executable="segment",
+        name="segment",
+        namespace="",
+        output="screen",
+        parameters=[{"transport": given["transport"], **sim_time, **bundle}],
+        remappings=[("image", IMAGE)],
+    )
+    report = Node(
+        package=PACKAGE,
+        executable="replay_report",
+        output="screen",
+        parameters=[{"report": ParameterValue(given["report"], value_type=str), **sim_time}],
+    )
+    player = bag_play(given) if rosbag2 else own_player(given)
+    last_word = TimerAction(
+        period=LAST_WORD_S, actions=[EmitEvent(event=Shutdown(reason="the bag has ended"))]
+    )
+    end = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[last_word]))
+    return [segment, report, player, end]
+
+
+def own_player(given: dict[str, str]) -> Node:
+    """The player of this package."""
+    return Node(
+        package=PACKAGE,
+        executable="play_bag",
+        name="player",
+        output="screen",
+        parameters=[
+            {
+                "bag": ParameterValue(given["bag"], value_type=str),
+                "image_topic": ParameterValue(given["image_topic"], value_type=str),
+                "rate_hz": float(given["rate"]),
+                "loop": given["loop"] == "true",
+                "clock": given["clock"] == "true",
+            }
+        ],
+        remappings=[("image", IMAGE)],
+    )
+
+
+def bag_play(given: dict[str, str]) -> ExecuteProcess:
+    """`ros2 bag play` of rosbag2."""
+    command = ["ros2", "bag", "play", given["bag"], "--clock"]
+    if float(given["rate"]):
+        command += ["--rate", given["rate"]]
+    if given["loop"] == "true":
+        command.append("--loop")
+    if given["image_topic"]:
+        command += ["--topics", given["image_topic"], "--remap", f"{given['image_topic']}:={IMAGE}"]
+    return ExecuteProcess(cmd=command, output="screen")

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle run over a bag: every picture in order, scored where there are labels.
+
+Pictures are decoded ahead of the networks, scores and maps are made behind them, each in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tqdm import tqdm
+
+from sparserefine_ros.bags.desk import Desk
+from sparserefine_ros.bags.frames import BagFrame, BagFrames
+from sparserefine_ros.bags.labels import FolderLabels, Labels, NoLabels, TopicLabels
+from sparserefine_ros.bags.maps import WANTED, maps_folder
+from sparserefine_ros.bags.overlap import Behind, read_ahead
+from sparserefine_ros.bags.reader import Bag
+from sparserefine_ros.bags.results import BagOptions, BagResult
+from sparserefine_ros.bags.topics import check_image_topic, choose_image_topic
+from sparserefine_ros.bags.writer import open_writer
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.data.sample import Sample, checked_sample
+from sparserefine_ros.errors import BagError
+from sparserefine_ros.evaluation.evaluate import gather
+from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator
+from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.records import IGNORED_LABEL
+
+# Pictures decoded ahead, and results that wait for their scores.
+_DEPTH: Final = 3
+
+
+def evaluate_bag(
+    path: Path, bundle: Bundle, how: PipelineOptions, options: BagOptions, folder: Path
+) -> BagResult:
+    """Run a bundle over a bag and score it.
+
+    Args:
+        path: the bag.
+        bundle: what is run.
+        how: its engine options.
+        options: what of the bag is evaluated.
+        folder: where the bag of maps is written, if one is wanted.
+
+    Raises:
+        BagError: the bag cannot be read, lacks a topic, or holds no usable picture.
+        SparseRefineError: the bundle cannot be run, or labels are wrong.
+    """
+    with Bag(path) as bag:
+        topic = choose_image_topic(bag, options.image_topic, label_topic=options.label_topic)
+        frames = BagFrames(bag, topic, options.subset)
+        labels = _open_labels(bag, topic, options)
+        contest = Contest(bundle, how, counts_refiner_macs=False)
+        evaluator = FrameEvaluator(contest)
+        with contextlib.ExitStack() as closing:
+            maps = None
+            if options.maps:
+                opened = open_writer(maps_folder(folder), storage="mcap", compression="zstd")
+                maps = closing.enter_context(opened)
+            desk = Desk(evaluator, maps, options, frames=frames.counts.announced)
+            start_s = time.perf_counter()
+            _run(frames, labels, evaluator, desk, limit=options.subset.limit)
+            seconds = time.perf_counter() - start_s
+        if not desk.results:
+            raise BagError(
+                f"expected a picture on {topic} of {path}, none of {frames.counts.messages} "
+                f"messages is one; {frames.counts.first_rejection or '; '.join(bag.damage)}"
+            )
+        name = bag.path.resolve().name
+        evaluation = gather(
+            contest, desk.results, frames=frames.counts.messages, data=f"bag {name}, {topic}"
+        )
+        return BagResult(
+            bag=name,
+            image_topic=topic,
+            labels=options.label_topic or ("folder" if options.label_folder else ""),
+            evaluation=evaluation,
+            rows=tuple(desk.rows),
+            counts=frames.counts,
+            unusable_labels=labels.unusable,
+            damage=bag.damage,
+            worst=desk.worst(),
+            seconds=seconds,
+        )
+
+
+def _open_labels(bag: Bag, image_topic: str, options: BagOptions) -> Labels:
+    if options.label_topic is not None:
+        return TopicLabels(bag, check_image_topic(bag, options.label_topic))
+    if options.label_folder is not None:
+        return FolderLabels(options.label_folder, bag.announced.get(image_topic, 0))
+    return NoLabels()
+
+
+def _run(
+    frames: BagFrames, labels: Labels, evaluator: FrameEvaluator, desk: Desk, *, limit: int
+) -> None:
+    classes = evaluator.pipeline.bundle.class_names
+    with (
+        contextlib.closing(read_ahead(_samples(frames, labels, len(classes)), _DEPTH)) as samples,
+        Behind(desk.take, _DEPTH) as behind,
+    ):
+        total = min(filter(None, (frames.counts.announced, limit)), default=0)
+        for frame, sample in tqdm(samples, total=total, unit="frame", desc="evaluating"):
+            behind.add((frame, sample, evaluator.run(sample, WANTED)))
+
+
+def _samples(frames: BagFrames, labels: Labels, classes: int) -> Iterator[tuple[BagFrame, Sample]]:
+    for frame in frames:
+        name, known = frame.header.text, labels(frame)
+        if known is None:
+            nothing = np.full(frame.image.shape[:2], IGNORED_LABEL, np.uint8)
+            yield frame, Sample(name, frame.image, nothing)
+        else:
+            yield frame, checked_sample(name, frame.image, known, classes=classes)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node `player`: plays the pictures of a bag as a camera would send them."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import rclpy
+from builtin_interfaces.msg import Time
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import UInt64
+
+from sparserefine_ros.bags.library import IMAGE
+from sparserefine_ros.bags.reader import Bag
+from sparserefine_ros.bags.storage import Recorded
+from sparserefine_ros.bags.topics import choose_image_topic
+from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
+from sparserefine_ros.ros.middleware import configure_middleware
+from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
+from sparserefine_ros.ros.stopping import init_until_signal
+
+NODE_NAME: Final = "player"
+IMAGE_TOPIC: Final = "image"
+PUBLISHED_TOPIC: Final = "~/published"
+LATCHED: Final = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+PARAMETERS: Final = (
+    ParameterSpec("bag", "", "Folder of the bag, or one .mcap or .db3 file."),
+    ParameterSpec("image_topic", "", "Topic that is played; empty: the only image topic."),
+    ParameterSpec(
+        "rate_hz", 0.0, "Pictures per second; 0.0: as recorded.", minimum=0.0, maximum=1000.0
+    ),
+    ParameterSpec("loop", False, "Whether the bag starts again at its end."),
+    ParameterSpec("seconds", 0.0, "Ends after so long; 0.0: at the end.", minimum=0.0, maximum=1e6),
+    ParameterSpec(
+        "clock",
+        False,
+        "Whether stamps stay as recorded and /clock follows them; otherwise pictures are stamped "
+        "with the time they are sent.",
+    ),
+    ParameterSpec(
+        "wait_for_subscribers",
+        1,
+        "The first picture waits for so many subscribers; 0: for nobody.",
+        minimum=0,
+        maximum=1000,
+    ),
+)
+
+# In CDR, behind four bytes that tell the byte order: int32 seconds, uint32 nanoseconds.
+_STAMP_AT: Final = 4
+_SETTLE_S: Final = 0.5
+_TICK_S: Final = 0.01
+# A pause in the recording is not waited for longer.
+_LONGEST_GAP_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class PlayerParameters:
+    """The values of all parameters; each is described by its entry in PARAMETERS."""
+
+    bag: str
+    image_topic: str
+    rate_hz: float
+    loop: bool
+    seconds: float
+    clock: bool
+    wait_for_subscribers: int
+
+
+class PlayerNode(Node):
+    """Publishes the messages of an image topic on `image`, best effort; `play` spins it.
+
+    How many it has published it tells on `~/published`, also to late subscribers.
+
+    Args:
+        options: passed on to `rclpy.node.Node`.
+
+    Raises:
+        BagError: the bag cannot be read, or lacks the topic.
+        ConfigurationError: a parameter has an impossible value.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(NODE_NAME, **options)
+        self._settings = _declare_parameters(self)
+        self._bag = Bag(Path(self._settings.bag).expanduser())
+        self._topic = choose_image_topic(self._bag, self._settings.image_topic or None)
+        kind = Image if self._bag.types[self._topic] == IMAGE else CompressedImage
+        self._images = self.create_publisher(kind, IMAGE_TOPIC, qos_profile_sensor_data)
+        self._count = self.create_publisher(UInt64, PUBLISHED_TOPIC, LATCHED)
+        self._clock_topic = (
+            self.create_publisher(Clock, "/clock", qos_profile_sensor_data)
+            if self._settings.clock
+            else None
+        )
+        # When the last picture was sent, on time.monotonic, and its stamp in nanoseconds.
+        self._sent: tuple[float, int] | None = None
+        self._spinner = SingleThreadedExecutor(context=self.context)
+        self._spinner.add_node(self)
+
+    def play(self, stop: threading.Event) -> int:
+        """Publish until the bag or the time ends, or `stop` is set; returns how many.
+
+        Raises:
+            BagError: the bag holds no message of the topic.
+        """
+        self._wait_for_subscribers(stop)
+        published, due_s = 0, time.monotonic()
+        end_s = due_s + (self._settings.seconds or float("inf"))
+        for gap_s, message in self._paced():
+            due_s = max(due_s + gap_s, time.monotonic() - gap_s)
+            self._spin_until(min(due_s, end_s), stop)
+            if stop.is_set() or due_s >= end_s:
+                break
+            self._publish(message)
+            published += 1
+            self._count.publish(UInt64(data=published))
+        # The last message lies in this process's shared memory until it has been fetched.
+        self._spin_until(time.monotonic() + _SETTLE_S, stop)
+        if not published and not stop.is_set():
+            raise BagError(f"expected messages on {self._topic} of {self._bag.path}, got none")
+        return published
+
+    def close(self) -> None:
+        """Close the bag and take the node out of its executor; call before destroy_node."""
+        self._spinner.shutdown()
+        self._bag.close()
+
+    def _paced(self) -> Iterator[tuple[float, Recorded]]:
+        """Each message with the seconds since the one before; a loop goes on at the last pace."""
+        rate_hz, gap_s = self._settings.rate_hz, 0.0
+        while True:
+            last_ns: int | None = None
+            for message in self._bag.messages([self._topic]):
+                if rate_hz:
+                    gap_s = 1.0 / rate_hz
+                elif last_ns is not None:
+                    gap_s = min(max(0.0, (message.log_ns - last_ns) / 1e9), _LONGEST_GAP_S)
+                last_ns = message.log_ns
+                yield gap_s, message
+            if last_ns is None or not self._settings.loop:
+                return
+
+    def _publish(self, message: Recorded) -> None:
+        data = bytearray(message.data)
+        # The second byte tells the byte order of the rest.
+        form = "<iI" if data[1:2] == b"\x01" else ">iI"
+        if self._clock_topic is None:
+            stamp = self.get_clock().now().to_msg()
+            struct.pack_into(form, data, _STAMP_AT, stamp.sec, stamp.nanosec)
+        else:
+            seconds, nanoseconds = struct.unpack_from(form, data, _STAMP_AT)
+            self._clock_topic.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
+            self._sent = (time.monotonic(), seconds * 10**9 + nanoseconds)
+        self._images.publish(bytes(data))
+
+    def _wait_for_subscribers(self, stop: threading.Event) -> None:
+        wanted = self._settings.wait_for_subscribers
+        if wanted == 0:
+            return
+        topic = self.resolve_topic_name(IMAGE_TOPIC)
+        self.get_logger().info(f"waiting for {wanted} subscribers on {topic}")
+        while not stop.is_set() and self._images.get_subscription_count() < wanted:
+            self._spinner.spin_once(timeout_sec=0.1)
+        # A publisher may see a subscriber before it is seen.
+        self._spin_until(time.monotonic() + _SETTLE_S, stop)
+
+    def _spin_until(self, end_s: float, stop: threading.Event) -> None:
+        """Serve requests until `end_s` on `time.monotonic`; the published clock goes on."""
+        while not stop.is_set() and (left_s := end_s - time.monotonic()) > 0:
+            self._spinner.spin_once(timeout_sec=min(left_s, _TICK_S))
+            self._tick()
+
+    def _tick(self) -> None:
+        if self._clock_topic is None or self._sent is None:
+            return
+        sent_s, stamp_ns = self._sent
+        now_ns = stamp_ns + round((time.monotonic() - sent_s) * 1e9)
+        clock = Time(sec=now_ns // 10**9, nanosec=now_ns % 10**9)
+        self._clock_topic.publish(Clock(clock=clock))
+
+
+def _declare_parameters(node: Node) -> PlayerParameters:
+    values, mistakes = {}, []
+    for spec in PARAMETERS:
+        mistake = declare_parameter(node, spec, read_only=True)
+        values[spec.name] = node.get_parameter(spec.name).value
+        mistakes.append(mistake or check_value(spec, values[spec.name]))
+    if any(mistakes):
+        raise ConfigurationError("; ".join(filter(None, mistakes)))
+    return PlayerParameters(**values)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Play the bag to its end, or until SIGINT or SIGTERM.
+
+    Returns:
+        0, or 1 when the bag or a parameter is unusable.
+    """
+    middleware = configure_middleware()
+    stop = init_until_signal(args)
+    logger = rclpy.logging.get_logger(NODE_NAME)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(rclpy.try_shutdown)
+        try:
+            node = PlayerNode()
+            cleanup.callback(node.destroy_node)
+            cleanup.callback(node.close)
+            logger.info(middleware)
+            published = node.play(stop)
+        except SparseRefineError as err:
+            logger.fatal(str(err))
+            return 1
+    logger.info(f"published {published} pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

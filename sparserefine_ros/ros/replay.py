@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bag played through the real node in real time: player and node as processes of their own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+
+from sparserefine_ros.bags.library import IMAGE
+from sparserefine_ros.bags.reader import Bag
+from sparserefine_ros.bags.topics import choose_image_topic
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.resources import find_bundle
+from sparserefine_ros.ros.middleware import configure_middleware
+from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.replay_report import ReplayListener, ReplayReport
+
+_START_TIMEOUT_S: Final = 60.0
+# Diagnostics come once a second.
+_LAST_DIAGNOSTICS: Final = 3
+_REMAPS: Final = {"image": "/replay/image"}
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """How a bag is played.
+
+    Attributes:
+        image_topic: the pictures; None for the only image topic.
+        rate_hz: pictures per second; 0 as recorded.
+        seconds: ends after so long; 0 for the whole bag.
+        loop: whether it starts again at its end; needs `seconds`.
+        clock: whether stamps stay as recorded and the node follows /clock.
+
+    Raises:
+        ConfigurationError: a negative number, or an endless replay.
+    """
+
+    image_topic: str | None = None
+    rate_hz: float = 0.0
+    seconds: float = 0.0
+    loop: bool = False
+    clock: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("rate", self.rate_hz), ("time", self.seconds)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigurationError(f"expected a {name} of 0 or more, got {value}")
+        if self.loop and not self.seconds:
+            raise ConfigurationError("expected an end for a bag that is looped; give --seconds")
+
+
+def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
+    """Play a bag through a segmentation node and tell what became of the pictures.
+
+    Args:
+        path: the bag.
+        bundle: folder or shipped name.
+        options: how it is played.
+
+    Raises:
+        SparseRefineError: bag or bundle cannot be used, or a node failed.
+    """
+    opened = Bundle.open(find_bundle(bundle))
+    with Bag(path) as bag:
+        topic = choose_image_topic(bag, options.image_topic)
+        transport = "raw" if bag.types[topic] == IMAGE else "compressed"
+    isolate()
+    configure_middleware()
+    rclpy.init()
+    try:
+        sim_time = Parameter("use_sim_time", value=options.clock)
+        listener = ReplayListener(parameter_overrides=[sim_time])
+        try:
+            with start_node(
+                "sparserefine_ros.ros.segment",
+                parameters={
+                    "bundle": str(opened.folder.resolve()),
+                    "transport": transport,
+                    "use_sim_time": options.clock,
+                },
+                remaps=_REMAPS,
+            ) as segment:
+                _play(listener, segment, path, topic, options)
+        finally:
+            listener.destroy_node()
+        return listener.report()
+    finally:
+        rclpy.try_shutdown()
+
+
+def _play(
+    listener: ReplayListener, segment: NodeProcess, path: Path, topic: str, options: ReplayOptions
+) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(listener)
+
+    def spin_until(ready: Callable[[], bool], timeout_s: float) -> bool:
+        end_s = time.monotonic() + timeout_s
+        while not ready() and time.monotonic() < end_s:
+            executor.spin_once(timeout_sec=0.05)
+            segment.check_running()
+        return ready()
+
+    if not spin_until(lambda: listener.state == "active", _START_TIMEOUT_S):
+        raise SparseRefineError(
+            f"the node was not active within {_START_TIMEOUT_S:.0f} s:\n{segment.log()}"
+        )
+    settings: dict[str, str | int | float | bool] = {
+        "bag": str(path.resolve()),
+        "image_topic": topic,
+        "rate_hz": options.rate_hz,
+        "seconds": options.seconds,
+        "loop": options.loop,
+        "clock": options.clock,
+    }
+    with start_node("sparserefine_ros.ros.player", parameters=settings, remaps=_REMAPS) as player:
+        spin_until(lambda: player.exit_code is not None, math.inf)
+        if player.exit_code != 0:
+            player.check_running()
+    told = listener.diagnostics
+    spin_until(lambda: listener.diagnostics >= told + _LAST_DIAGNOSTICS, 10.0)
+    executor.shutdown()

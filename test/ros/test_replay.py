@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags played through the real node: counts that add up, loops, stamps as recorded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rclpy
+from bags.recording import raw, record
+from conftest import smooth_picture
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from ros.harness import Peer, wait_until
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+
+from sparserefine_ros.errors import BagError, ConfigurationError
+from sparserefine_ros.ros.player import PlayerNode
+from sparserefine_ros.ros.replay import ReplayOptions, replay_bag
+
+COUNT = 4
+
+
+def make_bag(folder: Path) -> Path:
+    """Pictures whose red is their number, 20 each second, stamped a second apart."""
+    entries = []
+    for number in range(COUNT):
+        picture = np.full((4, 6, 3), number, np.uint8)
+        log_ns = number * 50_000_000
+        entries.append(raw(picture, "rgb8", (number + 1) * 10**9 + 7, log_ns=log_ns))
+    return record(folder, entries)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_every_picture_is_accounted_for(tiny_bundle: Path, tmp_path: Path, loop: bool) -> None:
+    entries = [raw(smooth_picture(30, 44), "rgb8", (k + 1) * 10**8) for k in range(COUNT)]
+    bag = record(tmp_path / "bag", entries)
+    options = ReplayOptions(rate_hz=5.0, seconds=2.0 if loop else 0.0, loop=loop, clock=loop)
+    report = replay_bag(bag, str(tiny_bundle), options)
+    assert report.published > COUNT if loop else report.published == COUNT
+    lost = report.published - report.received
+    assert 0 <= lost <= 1
+    done = report.processed + sum(report.dropped.values()) + sum(report.rejected.values())
+    assert done + report.in_flight == report.received
+    assert 1 <= report.labels <= report.processed
+    assert report.latency_ms["p50"] <= report.latency_ms["p99"]
+    assert report.latency_ms["p50"] >= 0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., PlayerNode]]:
+    """Makes a player, by default of the bag of `make_bag`, that ends with the test."""
+    context = Context()
+    rclpy.init(context=context)
+    players: list[PlayerNode] = []
+
+    def make(**parameters: object) -> PlayerNode:
+        given = {"bag": str(tmp_path / "bag"), **parameters}
+        overrides = [Parameter(name, value=value) for name, value in given.items()]
+        players.append(PlayerNode(context=context, parameter_overrides=overrides))
+        return players[-1]
+
+    make_bag(tmp_path / "bag")
+    yield make
+    for player in players:
+        player.close()
+        player.destroy_node()
+    context.try_shutdown()
+
+
+def listen(peer: Node) -> tuple[list[Image], list[int]]:
+    images: list[Image] = []
+    clock: list[int] = []
+    peer.create_subscription(Image, "image", images.append, qos_profile_sensor_data)
+    peer.create_subscription(
+        Clock,
+        "/clock",
+        lambda message: clock.append(message.clock.sec * 10**9 + message.clock.nanosec),
+        qos_profile_sensor_data,
+    )
+    return images, clock
+
+
+def test_stamps_are_the_time_of_sending(start: Callable[..., PlayerNode], peer: Peer) -> None:
+    images, _ = listen(peer)
+    player = start()
+    before = player.get_clock().now().nanoseconds
+    assert player.play(threading.Event()) == COUNT
+    wait_until(lambda: len(images) == COUNT, "all pictures")
+    assert [image.data[0] for image in images] == list(range(COUNT))
+    stamps = [image.header.stamp.sec * 10**9 + image.header.stamp.nanosec for image in images]
+    assert before < stamps[0]
+    gaps_ms = np.diff(stamps) / 1e6
+    # As recorded: 50 ms apart; a busy machine may be late, but nobody is early by much.
+    assert (gaps_ms > 20).all()
+    assert images[0].header.frame_id == "front"
+
+
+def test_a_loop_with_stamps_as_recorded(start: Callable[..., PlayerNode], peer: Peer) -> None:
+    images, clock = listen(peer)
+    player = start(loop=True, clock=True, seconds=0.8, rate_hz=20.0)
+    published = player.play(threading.Event())
+    wait_until(lambda: len(images) == published, "all pictures")
+    assert published > COUNT
+    for number, image in enumerate(images):
+        assert (image.header.stamp.sec, image.header.stamp.nanosec) == (number % COUNT + 1, 7)
+    assert min(clock) == 10**9 + 7
+    assert max(clock) >= COUNT * 10**9
+    assert (np.diff(clock) < 0).any()
+
+
+def test_a_set_stop_ends_it(start: Callable[..., PlayerNode]) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert start().play(stop) == 0
+
+
+def test_unusable_parameters(start: Callable[..., PlayerNode], tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="expected a topic /other"):
+        start(image_topic="/other")
+    with pytest.raises(ConfigurationError, match="rate_hz"):
+        start(rate_hz=-1.0)
+    with pytest.raises(BagError, match="there is no file or folder"):
+        start(bag=str(tmp_path / "none"))
