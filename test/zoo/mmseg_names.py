@@ -144,9 +144,7 @@ def segnext(
 SEGFORMER_REDUCTIONS = (8, 4, 2, 1)
 
 
-def segformer(
-    widths: tuple[int, ...], depths: tuple[int, ...], head: int, classes: int
-) -> Shapes:
+def segformer(widths: tuple[int, ...], depths: tuple[int, ...], head: int, classes: int) -> Shapes:
     """MixVisionTransformer with SegformerHead."""
     s: Shapes = {}
     inputs = 3
@@ -170,5 +168,7 @@ def segformer(
         at = f"decode_head.convs.{i}"
         s |= conv_norm(f"{at}.conv", f"{at}.bn", head, width, 1, 1)
         inputs = width
-    s |= conv_norm("decode_head.fusion_conv.conv", "decode_head.fusion_conv.bn", head, 4 * head, 1, 1)
+    s |= conv_norm(
+        "decode_head.fusion_conv.conv", "decode_head.fusion_conv.bn", head, 4 * head, 1, 1
+    )
     return s | biased("decode_head.conv_seg", classes, head, 1, 1)

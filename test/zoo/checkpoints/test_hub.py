@@ -120,7 +120,9 @@ def test_shards(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     with torch.no_grad():
-        outputs = [load_hub_folder(tmp_path / name).network(picture()) for name in ("whole", "parts")]
+        outputs = [
+            load_hub_folder(tmp_path / name).network(picture()) for name in ("whole", "parts")
+        ]
     assert torch.equal(*outputs)
 
 
@@ -176,7 +178,10 @@ def test_a_folder_with_a_pickle_only_says_how_to_convert(tmp_path: Path) -> None
         (None, "expected a readable JSON file"),
         ("{", "expected a readable JSON file"),
         ("[1]", "expected a mapping, got list"),
-        ('{"model_type": "bert"}', "expected model_type to be one of segformer, mask2former, got 'bert'"),
+        (
+            '{"model_type": "bert"}',
+            "expected model_type to be one of segformer, mask2former, got 'bert'",
+        ),
     ],
     ids=["missing", "cut", "list", "other"],
 )

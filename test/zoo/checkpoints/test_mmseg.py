@@ -229,16 +229,17 @@ class TestConvolutionalNetworks:
     def test_names_and_shapes_of_segnext_l(self) -> None:
         with torch.device("meta"):
             found = segnext.SegNeXt(19).state_dict()
-        expected = mmseg_names.segnext(
-            (64, 128, 320, 512), (3, 5, 27, 3), (8, 8, 4, 4), 1024, 19
-        )
+        expected = mmseg_names.segnext((64, 128, 320, 512), (3, 5, 27, 3), (8, 8, 4, 4), 1024, 19)
         assert {key: tuple(value.shape) for key, value in found.items()} == expected
 
     def test_hrnet_round_trip(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
         shapes = mmseg_names.hrnet(*SMALL_HRNET.values(), CLASSES)
         state = mmseg_names.random_state(shapes)
-        extra = {"auxiliary_head.conv_seg.weight": torch.zeros(1), "data_preprocessor.mean": torch.zeros(3, 1, 1)}
+        extra = {
+            "auxiliary_head.conv_seg.weight": torch.zeros(1),
+            "data_preprocessor.mean": torch.zeros(3, 1, 1),
+        }
         path = save(state | extra, tmp_path / "hrnet.pth")
         network = mmseg.load_mmseg("hrnet-w48", CLASSES, path)
         for key, value in network.state_dict().items():
@@ -248,7 +249,9 @@ class TestConvolutionalNetworks:
     def test_segnext_round_trip_also_with_its_authors_names(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(mmseg, "SegNeXt", functools.partial(segnext.SegNeXt, size=SMALL_SEGNEXT))
+        monkeypatch.setattr(
+            mmseg, "SegNeXt", functools.partial(segnext.SegNeXt, size=SMALL_SEGNEXT)
+        )
         size = SMALL_SEGNEXT
         shapes = mmseg_names.segnext(size.widths, size.depths, size.expansions, size.head, CLASSES)
         state = mmseg_names.random_state(shapes)
@@ -273,7 +276,9 @@ class TestConvolutionalNetworks:
             if not key.endswith("num_batches_tracked")
         }
         network = mmseg.load_mmseg("hrnet-w48", CLASSES, save(state, tmp_path / "hrnet.pth"))
-        assert torch.equal(network.state_dict()["backbone.bn1.weight"], state["backbone.bn1.weight"])
+        assert torch.equal(
+            network.state_dict()["backbone.bn1.weight"], state["backbone.bn1.weight"]
+        )
 
     def test_nan_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
