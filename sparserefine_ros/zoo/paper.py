@@ -27,7 +27,7 @@ class PaperRow:
     Attributes:
         parameters: in millions, one decimal.
         macs: in 10^12, two decimals.
-        latency_ms: per picture; None where the paper's line is of no use.
+        latency_ms: per picture.
     """
 
     parameters: float

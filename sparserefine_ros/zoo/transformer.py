@@ -22,6 +22,6 @@ def load_transformers(network: str) -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as err:
         raise BackendError(
-            f"{network} needs the package transformers; install it: "
-            "pip install 'sparserefine_ros[zoo]'"
+            f"{network} needs the package transformers, which cannot be imported ({err}); "
+            "install it: pip install 'sparserefine_ros[zoo]'"
         ) from err

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sparserefine_ros.errors import CheckpointError
+from sparserefine_ros.errors import BackendError, CheckpointError
 
 
 class _StandIn:
@@ -53,6 +53,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no state dict.
+        BackendError: PyTorch is too old to read it.
     """
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint file, found none at {path}")
@@ -65,6 +66,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> object:
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise BackendError(
+            f"reading {path} needs PyTorch 2.6 or newer, got {torch.__version__}; "
+            "install it: pip install 'torch>=2.6'"
+        )
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
