@@ -14,7 +14,7 @@ import sparserefine_ros
 
 PACKAGE = Path(sparserefine_ros.__file__).parent
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "triton", "torchsparse", "spconv")
-HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard")
+HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard", "transformers")
 ROS = ("rclpy", "sensor_msgs", "diagnostic_msgs", "lifecycle_msgs", "std_msgs", "rcl_interfaces")
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import random_statistics, smooth_picture
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo.small_models import HRNET, MASK2FORMER, SEGNEXT, SWIN
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.cli import main
@@ -35,23 +36,16 @@ def make_network(name: str) -> DenseNetwork:
     torch.manual_seed(21)
     network: DenseNetwork
     if name == "hrnet":
-        network = hrnet.HRNet(4, widths=(6, 8, 10, 12), modules=(1, 1, 1), blocks=1)
+        network = hrnet.HRNet(4, **HRNET)
     elif name == "segnext":
-        size = segnext.Size((8, 12, 16, 20), (1, 1, 1, 1), 64, (2, 2, 2, 2))
-        network = segnext.SegNeXt(4, size=size)
+        network = segnext.SegNeXt(4, size=SEGNEXT)
     elif name == "ladder":
         encoder = ResidualEncoder(stem=4, widths=(6, 8), blocks=1)
         network = LadderNet(encoder, 4, ladder=8, features=6)
     else:
         pytest.importorskip("transformers")
         if name == "mask2former":
-            swin = mask2former.Size(8, (1, 1, 1, 1), (1, 1, 2, 2), 4)
-            small = {
-                "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
-                "encoder_feedforward_dim": 24, "dim_feedforward": 24, "encoder_layers": 1,
-                "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 6,
-            }  # fmt: skip
-            network = mask2former.build_mask2former(4, swin, **small)
+            network = mask2former.build_mask2former(4, SWIN, **MASK2FORMER)
         else:
             network = build_segformer(4, SIZES["b0"], head="normed")
     random_statistics(network)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from zoo import mmseg_names
+from zoo.small_models import HRNET
 
 from sparserefine_ros.zoo.hrnet import HRNet
 
-CLASSES, WIDTHS, MODULES, BLOCKS = 4, (6, 8, 10, 12), (1, 2, 1), 2
+CLASSES = 4
+WIDTHS, MODULES, BLOCKS = HRNET.values()
 
 
 class Functions:

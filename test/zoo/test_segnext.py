@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from zoo import mmseg_names
+from zoo.small_models import SEGNEXT as SIZE
 
 from sparserefine_ros.zoo.hamburger import NonNegativeFactorisation
-from sparserefine_ros.zoo.segnext import MSCAN, SegNeXt, Size
+from sparserefine_ros.zoo.segnext import MSCAN, SegNeXt
 
 CLASSES = 4
-SIZE = Size(widths=(8, 12, 16, 20), depths=(1, 2, 1, 1), head=64, expansions=(2, 3, 2, 2))
 
 
 def mscan(state: Mapping[str, Tensor], image: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from zoo.small_models import MASK2FORMER, SWIN
 
 from sparserefine_ros.errors import CheckpointError
 from sparserefine_ros.zoo import mask2former, segformer
@@ -19,12 +20,6 @@ transformers = pytest.importorskip("transformers")
 
 CLASSES = 5
 SEGFORMER = segformer.Size((8, 16, 24, 32), (1, 1, 1, 2), 16)
-SWIN = mask2former.Size(8, (1, 1, 1, 1), (1, 1, 2, 2), 4)
-SMALL = {
-    "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 24,
-    "dim_feedforward": 24, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
-    "num_queries": 6,
-}  # fmt: skip
 
 
 def picture() -> Tensor:
@@ -44,7 +39,7 @@ def write_segformer(folder: Path, **fields: object) -> torch.nn.Module:
 def write_mask2former(folder: Path) -> mask2former.Mask2Former:
     """The layout of a saved Mask2FormerForUniversalSegmentation, whose class needs SciPy."""
     torch.manual_seed(2)
-    network = mask2former.build_mask2former(CLASSES, SWIN, **SMALL).eval()
+    network = mask2former.build_mask2former(CLASSES, SWIN, **MASK2FORMER).eval()
     network.model.config.num_labels = CLASSES
     network.model.save_pretrained(folder)
     weights = folder / "model.safetensors"

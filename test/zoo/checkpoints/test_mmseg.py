@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from zoo import mmseg_names
+from zoo.small_models import HRNET, SEGNEXT
 
 from sparserefine_ros.errors import CheckpointError
 from sparserefine_ros.zoo import hrnet, segnext
@@ -21,10 +22,6 @@ from sparserefine_ros.zoo.network import DenseNetwork
 CLASSES = 4
 B0_WIDTHS, B0_DEPTHS, B0_HEAD = (32, 64, 160, 256), (2, 2, 2, 2), 256
 HEADS = (1, 2, 5, 8)
-SMALL_HRNET = {"widths": (6, 8, 10, 12), "modules": (1, 2, 1), "blocks": 2}
-SMALL_SEGNEXT = segnext.Size(
-    widths=(8, 12, 16, 20), depths=(1, 2, 1, 1), head=64, expansions=(2, 3, 2, 2)
-)
 
 
 def picture(height: int = 64, width: int = 96) -> Tensor:
@@ -233,8 +230,8 @@ class TestConvolutionalNetworks:
         assert {key: tuple(value.shape) for key, value in found.items()} == expected
 
     def test_hrnet_round_trip(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
-        shapes = mmseg_names.hrnet(*SMALL_HRNET.values(), CLASSES)
+        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **HRNET))
+        shapes = mmseg_names.hrnet(*HRNET.values(), CLASSES)
         state = mmseg_names.random_state(shapes)
         extra = {
             "auxiliary_head.conv_seg.weight": torch.zeros(1),
@@ -249,10 +246,8 @@ class TestConvolutionalNetworks:
     def test_segnext_round_trip_also_with_its_authors_names(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            mmseg, "SegNeXt", functools.partial(segnext.SegNeXt, size=SMALL_SEGNEXT)
-        )
-        size = SMALL_SEGNEXT
+        monkeypatch.setattr(mmseg, "SegNeXt", functools.partial(segnext.SegNeXt, size=SEGNEXT))
+        size = SEGNEXT
         shapes = mmseg_names.segnext(size.widths, size.depths, size.expansions, size.head, CLASSES)
         state = mmseg_names.random_state(shapes)
         nested = {key.replace("mlp.dwconv.", "mlp.dwconv.dwconv."): v for key, v in state.items()}
@@ -268,8 +263,8 @@ class TestConvolutionalNetworks:
     def test_older_checkpoints_without_counters(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
-        shapes = mmseg_names.hrnet(*SMALL_HRNET.values(), CLASSES)
+        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **HRNET))
+        shapes = mmseg_names.hrnet(*HRNET.values(), CLASSES)
         state = {
             key: value
             for key, value in mmseg_names.random_state(shapes).items()
@@ -280,8 +275,8 @@ class TestConvolutionalNetworks:
             assert torch.equal(network.state_dict()[key], value), key
 
     def test_nan_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **SMALL_HRNET))
-        state = mmseg_names.random_state(mmseg_names.hrnet(*SMALL_HRNET.values(), CLASSES))
+        monkeypatch.setattr(mmseg, "HRNet", functools.partial(hrnet.HRNet, **HRNET))
+        state = mmseg_names.random_state(mmseg_names.hrnet(*HRNET.values(), CLASSES))
         state["backbone.conv2.weight"][0, 0, 0, 0] = torch.nan
         with pytest.raises(CheckpointError, match=r"backbone.conv2.weight holds NaN"):
             mmseg.load_mmseg("hrnet-w48", CLASSES, save(state, tmp_path / "hrnet.pth"))
