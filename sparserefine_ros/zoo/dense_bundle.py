@@ -26,7 +26,7 @@ from sparserefine_ros.bundle_spec import (
     FileSpec,
 )
 from sparserefine_ros.errors import BackendError, ConfigurationError
-from sparserefine_ros.zoo.export import Precision, export_onnx
+from sparserefine_ros.zoo.export import Precision, export_onnx, pin_input_size
 from sparserefine_ros.zoo.ladder import LadderNet
 from sparserefine_ros.zoo.network import DenseNetwork
 
@@ -130,12 +130,11 @@ def _features_of(network: DenseNetwork) -> DenseFeaturesSpec | None:
 
 
 def _export_checked(network: DenseNetwork, path: Path, options: ExportOptions) -> None:
-    """Export, and compare what ONNX Runtime makes of it on a picture of noise."""
+    """Export, compare what ONNX Runtime makes of it on a picture of noise, and fix its size."""
     traced, step = _EXAMPLE_SIZE, network.multiple_of
     compared = (traced[0] + step, traced[1])
-    if options.size is not None:
-        compared = options.size
-        traced = _EXAMPLE_SIZE if network.free_size else options.size
+    if options.size is not None and not network.free_size:
+        traced = compared = options.size
     image = torch.randn(1, 3, *compared, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = network.float().eval()(image)
@@ -143,7 +142,6 @@ def _export_checked(network: DenseNetwork, path: Path, options: ExportOptions) -
         network,
         path,
         example_size=traced,
-        pinned_size=options.size,
         precision=options.precision,
         output=network.output_kind,
     )
@@ -155,6 +153,8 @@ def _export_checked(network: DenseNetwork, path: Path, options: ExportOptions) -
             f"relative to its largest value, got {error:.1e}; nothing was written"
             f"{'; try fp32' if options.precision == 'fp16' else ''}"
         )
+    if options.size is not None:
+        pin_input_size(path, options.size)
 
 
 def _run_onnx(path: Path, image: Tensor, output: str) -> Tensor:
@@ -166,8 +166,15 @@ def _run_onnx(path: Path, image: Tensor, output: str) -> Tensor:
         ) from err
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    half = session.get_inputs()[0].type == "tensor(float16)"
-    given = (image.half() if half else image).numpy()
-    (found,) = session.run([output], {"image": given})
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        half = session.get_inputs()[0].type == "tensor(float16)"
+        given = (image.half() if half else image).numpy()
+        (found,) = session.run([output], {"image": given})
+    except Exception as err:  # the engine raises bare subclasses of Exception
+        raise BackendError(
+            f"ONNX Runtime refuses the exported model: {err}; nothing was written"
+        ) from err
     return torch.from_numpy(found).float()

@@ -31,11 +31,10 @@ def export_onnx(
     path: Path,
     *,
     example_size: tuple[int, int] = (192, 256),
-    pinned_size: tuple[int, int] | None = None,
     precision: Precision = "fp32",
     output: str = "logits",
 ) -> None:
-    """Write `module` as ONNX with input `image` [1, 3, h, w] and one output.
+    """Write `module` as ONNX with input `image` [1, 3, h, w] and one output, free h and w.
 
     A `LadderNet` gets a second output, `features`. The module is in evaluation mode afterwards,
     and in half precision if that was asked for.
@@ -44,12 +43,8 @@ def export_onnx(
         module: takes float [1, 3, h, w], returns [1, C, h', w'].
         path: file to write; replaced only once it is whole.
         example_size: (h, w) used for tracing.
-        pinned_size: (h, w) that the graph takes; None leaves both free.
         precision: of weights, input and output.
         output: name of the output.
-
-    Raises:
-        BackendError: a size is to be pinned and the package `onnx` is not installed.
     """
     outputs = [output]
     if isinstance(module, LadderNet):
@@ -75,13 +70,22 @@ def export_onnx(
             output_names=outputs,
             dynamic_axes=dict.fromkeys(["image", *outputs], free),
         )
-    if pinned_size is not None:
-        _pin_size(aside, pinned_size)
     aside.replace(path)
 
 
-def _pin_size(path: Path, size: tuple[int, int]) -> None:
-    """Fix the sides of the input; traced with fixed sides, some graphs get types that ORT lacks."""
+def pin_input_size(path: Path, size: tuple[int, int]) -> None:
+    """Let an ONNX model take one size only.
+
+    Traced with fixed sides, Mask2Former's graph gets types that ONNX Runtime lacks; so models are
+    traced with free ones, which become numbers afterwards.
+
+    Args:
+        path: written by `export_onnx`; changed.
+        size: (h, w).
+
+    Raises:
+        BackendError: the package `onnx` is not installed.
+    """
     try:
         import onnx
     except ImportError as err:
@@ -92,4 +96,6 @@ def _pin_size(path: Path, size: tuple[int, int]) -> None:
     sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
     for side, length in zip(sides, size, strict=True):
         side.dim_value = length
-    onnx.save(model, path)
+    aside = path.with_suffix(".tmp")
+    onnx.save(model, aside)
+    aside.replace(path)

@@ -12,6 +12,7 @@ import torch
 from conftest import random_statistics, smooth_picture
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import mmseg_names
 from zoo.small_models import HRNET, MASK2FORMER, SEGNEXT, SWIN
 
 from sparserefine_ros.bundle import Bundle
@@ -21,6 +22,7 @@ from sparserefine_ros.image import Normalisation
 from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import Map
 from sparserefine_ros.zoo import hrnet, mask2former, segnext
+from sparserefine_ros.zoo.checkpoints.mmseg import load_mmseg
 from sparserefine_ros.zoo.classes import read_classes
 from sparserefine_ros.zoo.dense_bundle import ExportOptions, export_bundle
 from sparserefine_ros.zoo.ladder import LadderNet
@@ -180,6 +182,21 @@ class TestCommand:
         arguments = ["run", "street:0:160x96", "--limit", "1", "--bundle", str(bundle)]
         assert main([*arguments, "-o", str(out)]) == 0
         assert list(out.glob("*_labels.png"))
+
+    def test_a_checkpoint_of_mmsegmentation(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        shapes = mmseg_names.segformer(SIZES["b0"].widths, SIZES["b0"].depths, 256, 19)
+        state = mmseg_names.random_state(shapes)
+        torch.save({"meta": {}, "state_dict": state}, tmp_path / "b0.pth")
+        arguments = ["export", "segformer-b0", "--checkpoint", str(tmp_path / "b0.pth")]
+        assert main([*arguments, "--classes", "cityscapes", "--out", str(tmp_path / "x")]) == 0
+        bundle = Bundle.open(tmp_path / "x")
+        assert bundle.class_names[13] == "car"
+        assert bundle.spec.training["dense_weights"] == "segformer-b0, checkpoint b0.pth"
+        image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = load_mmseg("segformer-b0", 19, tmp_path / "b0.pth")(image)
+        torch.testing.assert_close(run_onnx(bundle, image), expected, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
