@@ -104,7 +104,7 @@ def add_zoo(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     table.add_argument("--bundle", default=DEFAULT_BUNDLE, help="whose dense model draws the mask")
     table.add_argument(
-        "--bench", type=Path, metavar="JSON",
+        "--bench", type=Path, nargs="+", default=[], metavar="JSON",
         help="latencies: `sparserefine bench pipeline --json` of bundles named MODEL-full, "
         "MODEL-low, MODEL-refined",
     )  # fmt: skip

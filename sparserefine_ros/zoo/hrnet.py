@@ -11,6 +11,7 @@ Shape legend: B batch; C classes; h, w input size. Tensors are [B, channels, row
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -104,11 +105,9 @@ class HighResolutionModule(nn.Module):
 
     def _fuse(self, place: int, levels: list[Tensor]) -> Tensor:
         paths, target = self.fuse_layers[place].children(), levels[place]
-        total = torch.zeros_like(target)
-        for source, (path, level) in enumerate(zip(paths, levels, strict=True)):
-            part = path(level)
-            total = total + (resize_like(part, target) if source > place else part)
-        return F.relu(total)
+        parts = [path(level) for path, level in zip(paths, levels, strict=True)]
+        parts[place + 1 :] = [resize_like(part, target) for part in parts[place + 1 :]]
+        return F.relu(functools.reduce(torch.add, parts))
 
 
 class HRNetBackbone(nn.Module):

@@ -109,7 +109,7 @@ def make_table(
     *,
     density: float,
     models: Sequence[str] = tuple(PAPER),
-    bench: Path | None = None,
+    bench: Sequence[Path] = (),
 ) -> ZooTable:
     """Count the models of table 1 at both resolutions, and with the reference refiner.
 
@@ -117,8 +117,8 @@ def make_table(
         bundle: its dense model draws the mask: where it is least sure of a procedural street.
         density: share of the picture that is refined.
         models: names, of `PAPER`.
-        bench: JSON of `sparserefine bench pipeline` on bundles named MODEL-full, MODEL-low and
-            MODEL-refined, at 2048 x 1024.
+        bench: JSON files of `sparserefine bench pipeline` on bundles named MODEL-full, MODEL-low
+            and MODEL-refined, at 2048 x 1024.
 
     Raises:
         ConfigurationError: no such model, an impossible density, or an unreadable file.
@@ -129,7 +129,12 @@ def make_table(
         raise ConfigurationError(f"expected models of {', '.join(PAPER)}, got {unknown[0]!r}")
     if not 0.0 < density <= 1.0:
         raise ConfigurationError(f"expected a density above 0, at most 1, got {density}")
-    latencies, machine = _read_bench(bench) if bench else ({}, "")
+    latencies: dict[str, float] = {}
+    machines: list[str] = []
+    for path in bench:
+        found, machine = _read_bench(path)
+        latencies |= found
+        machines += [machine] if machine not in machines else []
     sites = street_mask(bundle, density, threads=0)
     rows: list[TableRow] = []
     refiner_macs = {}
@@ -140,7 +145,9 @@ def make_table(
         refiner_macs[name] = refiner.macs / _TERA
         costs = count_networks(name, (FULL_SIZE, paper.low_size), classes=CLASSES)
         rows += _model_rows(name, paper, costs, refiner, latencies)
-    return ZooTable(len(sites) / (SIZE[0] * SIZE[1]), refiner_macs, machine, tuple(rows))
+    return ZooTable(
+        len(sites) / (SIZE[0] * SIZE[1]), refiner_macs, "; ".join(machines), tuple(rows)
+    )
 
 
 def _model_rows(

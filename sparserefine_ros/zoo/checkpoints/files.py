@@ -10,7 +10,9 @@ stand-in, and only tensors are returned.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +42,8 @@ def _stand_in_list(*arguments: object) -> list[object]:
     return []
 
 
+# Magic number, version, system, content.
+_PICKLES_OF_OLD_FILES: Final = 4
 _APPENDED_TO: Final = ("collections.deque",)
 _ADVICE: Final = ("Weights only load failed", "Check the documentation", "(1)", "(2)")
 
@@ -72,7 +76,7 @@ def _load_pickle(path: Path) -> object:
             "install it: pip install 'torch>=2.6'"
         )
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = _named_objects(path)
         allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             (_stand_in_list if name in _APPENDED_TO else _StandIn, name) for name in foreign
         ]
@@ -84,6 +88,20 @@ def _load_pickle(path: Path) -> object:
             "it, save its state dict alone where it was trained: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from err
+
+
+def _named_objects(path: Path) -> Iterable[str]:
+    """Classes and functions that a file names, at least those PyTorch would not take."""
+    if zipfile.is_zipfile(path):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    # Before PyTorch 1.6, and in what OpenMMLab publishes, pickles simply follow each other.
+    with path.open("rb") as stream:
+        return {
+            str(argument).replace(" ", ".")
+            for _ in range(_PICKLES_OF_OLD_FILES)
+            for opcode, argument, _ in pickletools.genops(stream)
+            if opcode.name == "GLOBAL"
+        }
 
 
 def _reason(err: BaseException) -> str:

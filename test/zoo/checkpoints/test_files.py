@@ -51,10 +51,19 @@ def foreign_class(monkeypatch: pytest.MonkeyPatch, name: str = "HistoryBuffer") 
     return kind
 
 
+# PyTorch's present format, and that of before 1.6, in which OpenMMLab publishes.
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+
+
+def save(content: object, path: Path, zipped: bool) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+
+@FORMATS
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_state_dicts_bare_and_wrapped(tmp_path: Path, wrapped: bool) -> None:
+def test_state_dicts_bare_and_wrapped(tmp_path: Path, wrapped: bool, zipped: bool) -> None:
     content: Any = {"state_dict": STATE, "epoch": 3, "note": None} if wrapped else STATE
-    torch.save(content, tmp_path / "w.pth")
+    save(content, tmp_path / "w.pth", zipped)
     check(tmp_path / "w.pth")
 
 
@@ -63,8 +72,9 @@ def test_safetensors(tmp_path: Path) -> None:
     check(tmp_path / "w.safetensors")
 
 
+@FORMATS
 def test_objects_of_missing_packages_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
     kind = foreign_class(monkeypatch)
     log = kind()
@@ -75,23 +85,25 @@ def test_objects_of_missing_packages_are_passed_over(
         "message_hub": {"log": log, "kinds": [kind, collections.defaultdict]},
         "hyper_parameters": {"path": Path("x"), "counts": collections.Counter("aab")},
     }
-    torch.save(content, tmp_path / "w.ckpt")
+    save(content, tmp_path / "w.ckpt", zipped)
     monkeypatch.delitem(sys.modules, "trainer_of_theirs")
     check(tmp_path / "w.ckpt")
 
 
+@FORMATS
 @pytest.mark.parametrize("where", ["beside", "within"])
-def test_nothing_a_file_asks_for_is_called(tmp_path: Path, where: str) -> None:
+def test_nothing_a_file_asks_for_is_called(tmp_path: Path, where: str, zipped: bool) -> None:
     made = tmp_path / "made"
     state = {**STATE, "extra": Make(made)} if where == "within" else STATE
-    torch.save({"state_dict": state, "x": Make(made)}, tmp_path / "w.pth")
+    save({"state_dict": state, "x": Make(made)}, tmp_path / "w.pth", zipped)
     check(tmp_path / "w.pth")
     assert not made.exists()
 
 
-def test_calls_of_the_operating_system_are_refused(tmp_path: Path) -> None:
+@FORMATS
+def test_calls_of_the_operating_system_are_refused(tmp_path: Path, zipped: bool) -> None:
     made = tmp_path / "made"
-    torch.save({"state_dict": STATE, "x": Make(made, os.mkdir)}, tmp_path / "w.pth")
+    save({"state_dict": STATE, "x": Make(made, os.mkdir)}, tmp_path / "w.pth", zipped)
     with pytest.raises(CheckpointError, match=r"w.pth cannot be read .*mkdir"):
         read_state(tmp_path / "w.pth")
     assert not made.exists()
