@@ -59,8 +59,8 @@ class PaperModel:
 
 REFINER_NOTE: Final = (
     "One density for all models; the paper's differ and are given for HRNet-W48 only. Its refined "
-    "less its low MACs are 0.19, 0.21, 0.23, 0.42 and 0.16 T, in this order. At equal density MACs "
-    "grow with the neighbours that a site has, 8.5 of 9 at the finest level of this mask."
+    "less its low MACs are 0.19, 0.21, 0.23, 0.42 and 0.16 T from the first model to the last. At "
+    "equal density MACs grow with the number of neighbours that a site has."
 )
 _MASK2FORMER: Final = (
     "Backbone and decoders have the published sizes (docs/zoo.md takes them apart); the paper "
@@ -68,9 +68,8 @@ _MASK2FORMER: Final = (
     "has 19.9 M and 20.3 M. Not explained."
 )
 _MASK2FORMER_MACS: Final = (
-    "The count is short by 0.09 T for Swin-T and Swin-L alike at full resolution, so the "
-    "difference lies outside the backbone: a second 3x3 convolution of the pixel decoder at "
-    "stride 4 would cost 0.08 T. Not explained."
+    "Short by 0.09 T for Swin-T and Swin-L alike at full resolution, so the difference lies "
+    "outside the backbone. Not explained."
 )
 
 PAPER: Final[Mapping[str, PaperModel]] = {

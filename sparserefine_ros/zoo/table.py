@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.bench_sparse import SIZE, street_mask
@@ -81,12 +83,14 @@ class ZooTable:
 
     Attributes:
         density: share of the picture that is refined, 0 .. 1.
+        neighbours: active sites that the 3x3 window of one holds on average, itself included.
         refiner_macs: of each model's refiner, in 10^12.
         latencies_from: where the latencies were measured; empty without any.
         rows: three for each model.
     """
 
     density: float
+    neighbours: float
     refiner_macs: dict[str, float]
     latencies_from: str
     rows: tuple[TableRow, ...]
@@ -146,8 +150,14 @@ def make_table(
         costs = count_networks(name, (FULL_SIZE, paper.low_size), classes=CLASSES)
         rows += _model_rows(name, paper, costs, refiner, latencies)
     return ZooTable(
-        len(sites) / (SIZE[0] * SIZE[1]), refiner_macs, "; ".join(machines), tuple(rows)
-    )
+        len(sites) / (SIZE[0] * SIZE[1]), _neighbours(sites), refiner_macs, "; ".join(machines),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def _neighbours(sites: Tensor) -> float:
+    finest = build_plan(sites, (1, *SIZE), 1).levels[0]
+    return finest.same.pairs() / finest.count
 
 
 def _model_rows(
@@ -227,7 +237,11 @@ def _lines(table: ZooTable) -> Iterable[str]:
     refiners = ", ".join(
         f"{PAPER[name].title} {macs:.3f} T" for name, macs in table.refiner_macs.items()
     )
-    yield f"Refined: {table.density:.1%} of {SIZE[0]}x{SIZE[1]}; MACs of the refiner: {refiners}."
+    yield (
+        f"Refined: {table.density:.1%} of {SIZE[0]}x{SIZE[1]}, {table.neighbours:.1f} of 9 sites "
+        "active around each."
+    )
+    yield f"MACs of the refiner: {refiners}."
     yield "The paper's latencies: RTX 3090, fp16, batch 4."
     if table.latencies_from:
         yield f"Latencies here: {table.latencies_from}."

@@ -44,6 +44,7 @@ def test_rows(table: dict[str, Any]) -> None:
     assert refined["macs"]["counted"] == pytest.approx(low["macs"]["counted"] + added)
     assert 0.1 < added < 0.3
     assert refined["parameters"]["counted"] == pytest.approx(145.2, abs=0.05)
+    assert 4 < table["neighbours"] < 9
     assert table["density"] == pytest.approx(0.118, abs=0.001)
 
 
