@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 import threading
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import rclpy
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -21,13 +19,11 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.ros.compressed import picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
-from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
-from sparserefine_ros.ros.stopping import init_until_signal
+from sparserefine_ros.ros.parameter_spec import ParameterSpec, declare_parameters
+from sparserefine_ros.ros.playing import play_until_signal
 from sparserefine_ros.sources import ACCEPTED, Frame, open_source
 
 NODE_NAME: Final = "camera"
@@ -108,7 +104,7 @@ class CameraNode(Node):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
-        self._settings = _declare_parameters(self)
+        self._settings = CameraParameters(**declare_parameters(self, PARAMETERS))
         self._source = open_source(self._settings.source)
         self._message_type = CompressedImage if self._settings.transport == "compressed" else Image
         self._publisher = self.create_publisher(
@@ -203,18 +199,6 @@ class _Pace:
         return late
 
 
-def _declare_parameters(node: Node) -> CameraParameters:
-    values, mistakes = {}, []
-    for spec in PARAMETERS:
-        mistake = declare_parameter(node, spec, read_only=True)
-        values[spec.name] = node.get_parameter(spec.name).value
-        # rclpy checks ranges, but not choices.
-        mistakes.append(mistake or check_value(spec, values[spec.name]))
-    if any(mistakes):
-        raise ConfigurationError("; ".join(filter(None, mistakes)))
-    return CameraParameters(**values)
-
-
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Resize to `height` and `width`; one that is 0 follows from the other's proportion."""
     if height == 0 and width == 0:
@@ -230,22 +214,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0, or 1 when the source or a parameter is unusable.
     """
-    middleware = configure_middleware()
-    stop = init_until_signal(args)
-    logger = rclpy.logging.get_logger(NODE_NAME)
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(rclpy.try_shutdown)
-        try:
-            node = CameraNode()
-            cleanup.callback(node.destroy_node)
-            cleanup.callback(node.close)
-            logger.info(middleware)
-            published = node.play(stop)
-        except SparseRefineError as err:
-            logger.fatal(str(err))
-            return 1
-    logger.info(f"published {published} frames")
-    return 0
+    return play_until_signal(CameraNode, NODE_NAME, args)
 
 
 if __name__ == "__main__":

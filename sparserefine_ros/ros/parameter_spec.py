@@ -6,11 +6,14 @@ Lists of texts are tuples here and lists in ROS; `from_ros` and `to_ros` go betw
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+
+from sparserefine_ros.errors import ConfigurationError
 
 Value = bool | int | float | str | tuple[str, ...]
 
@@ -101,6 +104,23 @@ def declare_parameter(node: Node, spec: ParameterSpec, *, read_only: bool = Fals
     value = spec.default if mistake or empty else given
     node.declare_parameter(spec.name, to_ros(value), descriptor, ignore_override=True)
     return mistake
+
+
+def declare_parameters(node: Node, specs: Iterable[ParameterSpec]) -> dict[str, Any]:
+    """Declare parameters that never change; return their values by name.
+
+    Raises:
+        ConfigurationError: start values that do not fit, all of them.
+    """
+    values, mistakes = {}, []
+    for spec in specs:
+        mistake = declare_parameter(node, spec, read_only=True)
+        values[spec.name] = node.get_parameter(spec.name).value
+        # rclpy checks ranges, but not choices.
+        mistakes.append(mistake or check_value(spec, values[spec.name]))
+    if any(mistakes):
+        raise ConfigurationError("; ".join(filter(None, mistakes)))
+    return values
 
 
 def _start_value(node: Node, spec: ParameterSpec) -> object:

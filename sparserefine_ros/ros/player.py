@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import sys
 import threading
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import rclpy
 from builtin_interfaces.msg import Time
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -26,10 +24,9 @@ from sparserefine_ros.bags.library import IMAGE
 from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.storage import Recorded
 from sparserefine_ros.bags.topics import choose_image_topic
-from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
-from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.parameter_spec import ParameterSpec, check_value, declare_parameter
-from sparserefine_ros.ros.stopping import init_until_signal
+from sparserefine_ros.errors import BagError
+from sparserefine_ros.ros.parameter_spec import ParameterSpec, declare_parameters
+from sparserefine_ros.ros.playing import play_until_signal
 
 NODE_NAME: Final = "player"
 IMAGE_TOPIC: Final = "image"
@@ -95,7 +92,7 @@ class PlayerNode(Node):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
-        self._settings = _declare_parameters(self)
+        self._settings = PlayerParameters(**declare_parameters(self, PARAMETERS))
         self._bag = Bag(Path(self._settings.bag).expanduser())
         self._topic = choose_image_topic(self._bag, self._settings.image_topic or None)
         kind = Image if self._bag.types[self._topic] == IMAGE else CompressedImage
@@ -193,39 +190,13 @@ class PlayerNode(Node):
         self._clock_topic.publish(Clock(clock=clock))
 
 
-def _declare_parameters(node: Node) -> PlayerParameters:
-    values, mistakes = {}, []
-    for spec in PARAMETERS:
-        mistake = declare_parameter(node, spec, read_only=True)
-        values[spec.name] = node.get_parameter(spec.name).value
-        mistakes.append(mistake or check_value(spec, values[spec.name]))
-    if any(mistakes):
-        raise ConfigurationError("; ".join(filter(None, mistakes)))
-    return PlayerParameters(**values)
-
-
 def main(args: list[str] | None = None) -> int:
     """Play the bag to its end, or until SIGINT or SIGTERM.
 
     Returns:
         0, or 1 when the bag or a parameter is unusable.
     """
-    middleware = configure_middleware()
-    stop = init_until_signal(args)
-    logger = rclpy.logging.get_logger(NODE_NAME)
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(rclpy.try_shutdown)
-        try:
-            node = PlayerNode()
-            cleanup.callback(node.destroy_node)
-            cleanup.callback(node.close)
-            logger.info(middleware)
-            published = node.play(stop)
-        except SparseRefineError as err:
-            logger.fatal(str(err))
-            return 1
-    logger.info(f"published {published} pictures")
-    return 0
+    return play_until_signal(PlayerNode, NODE_NAME, args)
 
 
 if __name__ == "__main__":

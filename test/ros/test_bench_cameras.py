@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.evaluation.bench import write_figures
+from sparserefine_ros.evaluation.measure import write_figures
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.ros.bench_cameras import bench_cameras, resident_mb
 from sparserefine_ros.ros.bench_rim import SETS, bench_rim

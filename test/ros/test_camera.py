@@ -149,7 +149,7 @@ class TestProcess:
             assert node.exit_code is None
             node.stop()
             assert node.exit_code == 0
-            assert "published 0 frames" in node.log()
+            assert "published 0 pictures" in node.log()
 
 
 class TestPlay:
