@@ -245,9 +245,16 @@ class TestPlay:
         assert published == [2]
         assert len(listener.messages) == 2
 
-    def test_stop_ends_it_between_two_frames(self, context: Context) -> None:
-        stop = threading.Event()
-        threading.Timer(0.3, stop.set).start()
+    def test_stop_ends_it_between_two_frames(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop, publish = threading.Event(), camera.CameraNode._publish
+
+        def publish_and_stop(node: camera.CameraNode, picture: Any) -> None:
+            publish(node, picture)
+            threading.Timer(0.3, stop.set).start()
+
+        monkeypatch.setattr(camera.CameraNode, "_publish", publish_and_stop)
         start_s = time.monotonic()
         # The second frame would be due after 50 s; a busy machine may take some for the first.
         settings = {"wait_for_subscribers": 0, "rate_hz": 0.02}
