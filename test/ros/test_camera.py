@@ -214,7 +214,7 @@ class TestPlay:
         play(context, source=str(tmp_path / "pictures"), rate_hz=10.0)
         gaps_s = np.diff(listener.arrivals_s)
         # A busy machine delays single frames, but none may come early.
-        assert 0.19 < gaps_s.sum() < 0.6
+        assert 0.19 < gaps_s.sum() < 2.0
 
     def test_a_slow_source_is_published_as_it_comes_and_reported_once(
         self,
