@@ -60,6 +60,7 @@ class FakePipeline:
         self.delay_s = delay_s
         self.error: Exception | None = None
         self.asked: list[frozenset[Map]] = []
+        self.deadlines_ms: list[float | None] = []
         self.backends = {"dense": "fake", "sparse": "fake"}
         self.selector = EntropySelector(0.6, 1000)
         self.bundle = fake_bundle()
@@ -68,8 +69,11 @@ class FakePipeline:
     entropy_threshold = Pipeline.entropy_threshold
     max_refined_pixels = Pipeline.max_refined_pixels
 
-    def __call__(self, image: np.ndarray, maps: frozenset[Map]) -> Prediction:
+    def __call__(
+        self, image: np.ndarray, maps: frozenset[Map], *, time_left_ms: float | None = None
+    ) -> Prediction:
         self.asked.append(maps)
+        self.deadlines_ms.append(time_left_ms)
         time.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
@@ -88,6 +92,7 @@ class FakePipeline:
             refined_pixels=width,
             candidate_pixels=2 * width,
             budget_hit=True,
+            affordable_pixels=None if time_left_ms is None else max(0, int(100 * time_left_ms)),
             times=StageTimes(dict.fromkeys(STAGES, 1.5)),
         )
 

@@ -67,6 +67,29 @@ def exchange(peer: Peer, node: Any, message: Any, *outputs: str) -> list[Any]:
     return [peer.received[name][-1] for name in outputs]
 
 
+def test_the_deadline_counts_from_the_arrival(
+    stage: Stage, peer: Peer, picture: np.ndarray
+) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    pipeline = FakePipeline()
+    node = make_fake_node(stage, pipeline)
+    message = picture_message(picture)
+    exchange(peer, node, message, "labels")
+    assert pipeline.deadlines_ms == [None]
+    assert peer.set_parameters_of_node(latency_budget_ms=5000.0)[0].successful
+    exchange(peer, node, message, "labels")
+    # Decoding, and what publication took before, are kept back.
+    assert 1000.0 < pipeline.deadlines_ms[-1] < 5000.0
+    assert peer.set_parameters_of_node(latency_budget_ms=0.001)[0].successful
+    exchange(peer, node, message, "labels")
+    assert pipeline.deadlines_ms[-1] < 0.0
+    wait_until(
+        lambda: latest_values(peer).get("deadline.affordable_pixels.last") == "0",
+        "the deadline in the diagnostics",
+    )
+
+
 def latest_values(peer: Peer) -> dict[str, str]:
     """Key-value pairs of a diagnostic sent from now on."""
     known = len(peer.diagnostics)
