@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from builtin_interfaces.msg import Time
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
@@ -54,12 +55,14 @@ PARAMETERS: Final = (
         minimum=0,
         maximum=1000,
     ),
+    ParameterSpec("counted", False, "Whether it waits for a reader of ~/published, too."),
 )
 
 # In CDR, behind four bytes that tell the byte order: int32 seconds, uint32 nanoseconds.
 _STAMP_AT: Final = 4
 _SETTLE_S: Final = 0.5
 _TICK_S: Final = 0.01
+_COUNT_TIMEOUT: Final = Duration(seconds=2)
 # A pause in the recording is not waited for longer.
 _LONGEST_GAP_S: Final = 10.0
 
@@ -75,6 +78,7 @@ class PlayerParameters:
     seconds: float
     clock: bool
     wait_for_subscribers: int
+    counted: bool
 
 
 class PlayerNode(Node):
@@ -125,6 +129,7 @@ class PlayerNode(Node):
             self._publish(message)
             published += 1
             self._count.publish(UInt64(data=published))
+        self._count.wait_for_all_acked(_COUNT_TIMEOUT)
         # The last message lies in this process's shared memory until it has been fetched.
         self._spin_until(time.monotonic() + _SETTLE_S, stop)
         if not published and not stop.is_set():
@@ -165,13 +170,16 @@ class PlayerNode(Node):
         self._images.publish(bytes(data))
 
     def _wait_for_subscribers(self, stop: threading.Event) -> None:
-        wanted = self._settings.wait_for_subscribers
-        if wanted == 0:
+        wanted = {
+            self._images: self._settings.wait_for_subscribers,
+            self._count: int(self._settings.counted),
+        }
+        if not any(wanted.values()):
             return
-        topic = self.resolve_topic_name(IMAGE_TOPIC)
-        self.get_logger().info(f"waiting for {wanted} subscribers on {topic}")
-        while not stop.is_set() and self._images.get_subscription_count() < wanted:
-            self._spinner.spin_once(timeout_sec=0.1)
+        for publisher, count in wanted.items():
+            self.get_logger().info(f"waiting for {count} subscribers on {publisher.topic_name}")
+            while not stop.is_set() and publisher.get_subscription_count() < count:
+                self._spinner.spin_once(timeout_sec=0.1)
         # A publisher may see a subscriber before it is seen.
         self._spin_until(time.monotonic() + _SETTLE_S, stop)
 

@@ -122,6 +122,7 @@ def _play(
         "seconds": options.seconds,
         "loop": options.loop,
         "clock": options.clock,
+        "counted": True,
     }
     with start_node("sparserefine_ros.ros.player", parameters=settings, remaps=_REMAPS) as player:
         spin_until(lambda: player.exit_code is not None, math.inf)
