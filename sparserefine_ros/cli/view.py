@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparserefine view`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparserefine_ros.cli.options import (
+    Commands,
+    add_pipeline_options,
+    open_bundle,
+    pipeline_options,
+)
+
+RECORDING_SUFFIX = ".rrd"
+
+
+def add_view(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Results in the Rerun viewer, on the desktop or in a browser."""
+    parser = commands.add_parser("view", help="record results for the Rerun viewer, or serve them")
+    parser.add_argument(
+        "source",
+        help="image, folder, video, street[:SEED][:WIDTHxHEIGHT] or bag; or an .rrd made before",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("view.rrd"), help="the recording (view.rrd)"
+    )
+    parser.add_argument("--image-topic", help="of a bag; default: its only image topic")
+    parser.add_argument("--limit", type=int, default=0, help="frames at most; 0 for all")
+    parser.add_argument("--serve", action="store_true", help="show it in a browser, until Ctrl-C")
+    parser.add_argument("--port", type=int, default=9090, help="of --serve; 0 for any")
+    add_pipeline_options(parser)
+    parser.set_defaults(command=_view)
+
+
+def _view(options: argparse.Namespace) -> None:
+    from sparserefine_ros.view.serve import serve_until_interrupted
+    from sparserefine_ros.view.view import record_view
+
+    recording = Path(options.source)
+    if recording.suffix != RECORDING_SUFFIX:
+        recording = options.out
+        count = record_view(
+            open_bundle(options),
+            pipeline_options(options),
+            options.source,
+            recording,
+            image_topic=options.image_topic,
+            limit=options.limit,
+        )
+        print(f"{count} frames, {recording.stat().st_size / 1e6:.1f} MB in {recording}")
+    if options.serve:
+        serve_until_interrupted(recording, port=options.port)
+    else:
+        print(f"look at it: rerun {recording}")
+        print(f"in a browser: sparserefine view {recording} --serve")
