@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.records import STAGES, Map, Prediction, StageTimes
 from sparserefine_ros.render import REFINED_COLOUR, draw_legend
 from sparserefine_ros.view import layout
@@ -26,6 +27,7 @@ WANTED: Final = frozenset({Map.LABELS, Map.ENTROPY, Map.REFINED, Map.DENSE_LABEL
 _JPEG_QUALITY: Final = 85
 _PNG_LEVEL: Final = 6
 _STEPS_PER_NAT: Final = 100.0
+_FLUSH_TIMEOUT_S: Final = 60.0
 _OPACITY: Final = 0.5
 _DIMMED: Final = (0, 0, 0, 150)
 # Okabe and Ito's, and greys for what takes little.
@@ -53,18 +55,30 @@ class Recording:
 
     Raises:
         BackendError: the library rerun is not installed.
+        ConfigurationError: it is switched off.
     """
 
     def __init__(self, path: Path, bundle: Bundle, *, fps: float) -> None:
         self._rerun = rerun_module()
         self._bundle = bundle
+        self._writable = True
         self._stream = self._rerun.RecordingStream("sparserefine")
+        if not self._rerun.is_enabled(self._stream):
+            raise ConfigurationError(
+                "expected rerun to record, the environment variable RERUN switches it off; unset it"
+            )
+        # What was computed when says nothing of the frames.
+        self._stream.set_log_time_enabled(False)
         self._stream.save(path, default_blueprint=layout.make_layout(fps=fps))
         self._describe_classes()
         self._describe_plots()
 
     def add(self, shot: Shot, prediction: Prediction) -> None:
-        """Write a picture and its `WANTED` maps."""
+        """Write a picture and its `WANTED` maps.
+
+        Raises:
+            SparseRefineError: they cannot be written.
+        """
         assert prediction.labels is not None
         assert prediction.dense_labels is not None
         assert prediction.entropy is not None
@@ -92,11 +106,30 @@ class Recording:
             self._log(f"{layout.LATENCY}/{stage}", rerun.Scalars(ms))
         text = _numbers(shot, prediction, mean_nats)
         self._log(layout.NUMBERS, rerun.TextDocument(text, media_type="text/markdown"))
+        self._flush()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
-        self._stream.flush()
-        self._stream.disconnect()
+        """Write what is left and close the file.
+
+        Raises:
+            SparseRefineError: it cannot be written.
+        """
+        try:
+            if self._writable:
+                self._flush()
+        finally:
+            self._stream.disconnect()
+
+    def _flush(self) -> None:
+        """Write what was logged, so that a full disk is noticed at once."""
+        try:
+            self._stream.flush(timeout_sec=_FLUSH_TIMEOUT_S)
+        except RuntimeError as err:
+            # Another flush would wait for a writer that has ended.
+            self._writable = False
+            raise SparseRefineError(
+                f"cannot write the recording ({err}); make room on the disk and start again"
+            ) from err
 
     def _log(self, path: str, what: Any, *, static: bool = False) -> None:
         self._stream.log(path, what, static=static, strict=True)

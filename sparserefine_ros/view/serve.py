@@ -85,6 +85,25 @@ class Viewer:
         return str(self._log.read().decode(errors="replace"))
 
 
+def free_port(port: int) -> int:
+    """The port itself, if nothing listens on it; for 0, some free one.
+
+    Raises:
+        ConfigurationError: it is taken, or no port.
+    """
+    with socket.socket() as probe:
+        # As the viewer does: a port whose last connections are not forgotten yet is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except (OSError, OverflowError) as err:
+            raise ConfigurationError(
+                f"expected a free port on {_HOST}, cannot take {port} ({err}); "
+                "choose another with --port, or 0 for any"
+            ) from err
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serve(recording: Path, *, port: int = DEFAULT_PORT) -> Iterator[Viewer]:
     """Serve a recording and the viewer on 127.0.0.1 until the block ends.
@@ -95,10 +114,15 @@ def serve(recording: Path, *, port: int = DEFAULT_PORT) -> Iterator[Viewer]:
 
     Raises:
         BackendError: the library rerun is not installed, or its viewer does not start.
-        ConfigurationError: the port is taken or no port.
+        ConfigurationError: there is no such recording, or the port is taken.
     """
+    if not recording.is_file():
+        raise ConfigurationError(
+            f"expected a recording, there is no file {recording}; "
+            "make one with sparserefine view SOURCE"
+        )
     rerun_module("rerun_cli")
-    port, data_port = _free_port(port), _free_port(0)
+    port, data_port = free_port(port), free_port(0)
     command = [sys.executable, "-m", "rerun_cli", "--serve-web", "--bind", _HOST]
     command += ["--web-viewer-port", str(port), "--port", str(data_port), str(recording)]
     data = quote(f"rerun+http://{_HOST}:{data_port}/proxy", safe="")
@@ -133,18 +157,3 @@ def serve_until_interrupted(recording: Path, *, port: int = DEFAULT_PORT) -> Non
         print("ended")
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _free_port(port: int) -> int:
-    """The port itself, if nothing listens on it; for 0, some free one."""
-    with socket.socket() as probe:
-        # As the viewer does: a port whose last connections are not forgotten yet is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except (OSError, OverflowError) as err:
-            raise ConfigurationError(
-                f"expected a free port on {_HOST}, cannot take {port} ({err}); "
-                "choose another with --port, or 0 for any"
-            ) from err
-        return int(probe.getsockname()[1])
