@@ -20,5 +20,5 @@ def rerun_module(name: str = "rerun") -> Any:
     except ImportError as err:
         raise BackendError(
             f"expected the package rerun-sdk to write recordings and to show them ({err}); "
-            "install it with pip install 'rerun-sdk>=0.41'"
+            "install it with pip install 'rerun-sdk>=0.41', in Python 3.11 or newer"
         ) from err
