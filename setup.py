@@ -85,6 +85,7 @@ setup(
         "openvino": ["openvino>=2024.4"],
         "gpu": [TRITON],
         "bag": ["rosbags>=0.11.9"],
+        "view": ["rerun-sdk>=0.41"],
         # The last two carry the ImageNet weights of the encoders.
         "train": [
             "accelerate>=1.0",

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from sparserefine_ros.errors import SparseRefineError
@@ -21,9 +23,35 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as err:
-        raise SparseRefineError(
-            f"cannot write {path}: {err.strerror}; make room or grant access, then try again"
-        ) from err
+        raise _cannot_write(path, err) from err
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a file aside to write to, which takes the place of `path` when the block ends.
+
+    When the block fails it is removed, and an earlier file stays.
+
+    Raises:
+        SparseRefineError: the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            aside.touch()
+        except OSError as err:
+            raise _cannot_write(path, err) from err
+        yield aside
+        try:
+            aside.replace(path)
+        except OSError as err:
+            raise _cannot_write(path, err) from err
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -32,3 +60,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of UTF-8 text."""
     write_whole(path, text.encode())
+
+
+def _cannot_write(path: Path, err: OSError) -> SparseRefineError:
+    return SparseRefineError(
+        f"cannot write {path}: {err.strerror}; make room or grant access, then try again"
+    )

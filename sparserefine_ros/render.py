@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 
+REFINED_COLOUR: Final = (255, 140, 0)
 # Told apart with any kind of colour vision (Okabe and Ito, 2008).
 FIXED_COLOUR: Final = (0, 178, 130)
 BROKEN_COLOUR: Final = (230, 80, 0)
 STILL_WRONG_COLOUR: Final = (150, 150, 150)
 
 _SHADOW: Final = 0.35  # share of full light taken beside an outline, to show it on a bright sky
-_REFINED_COLOUR: Final = (255, 140, 0)
 _DIMMED: Final = 0.45
 _PAPER: Final = 255
 _INK: Final = (30, 30, 30)
@@ -247,7 +247,7 @@ def _write(picture: Picture, text: str, left: int, top: int, colour: tuple[int, 
 def _oranges() -> Picture:
     """Table uint8 [256, 1, 3] from a dark to a pale orange."""
     share = np.linspace(0.45, 1.0, 256)[:, None, None]
-    return _picture(share * np.array(_REFINED_COLOUR))
+    return _picture(share * np.array(REFINED_COLOUR))
 
 
 _ORANGES: Final = _oranges()

@@ -37,11 +37,8 @@ def run_source(
         ImageError: the source or a picture in it cannot be read.
         ConfigurationError: a negative limit.
     """
-    if limit < 0:
-        raise ConfigurationError(f"expected a limit of 0 (all) or more frames, got {limit}")
     frames = open_source(source)
-    if frames.length is None and limit == 0:
-        limit = ENDLESS_LIMIT
+    limit = frame_limit(limit, frames.length)
     expected = min(filter(None, (frames.length, limit)))
     pipeline = Pipeline(bundle, options)
     writer = ResultWriter(out, bundle, video_fps=frames.fps, expected=expected)
@@ -60,6 +57,17 @@ def run_source(
             )
             print(f"{frame.name}: {describe(prediction)}", flush=True)
     print(f"{writer.frames} frames, results in {out.resolve()}; look at contact_sheet.jpg first")
+
+
+def frame_limit(limit: int, length: int | None) -> int:
+    """Frames to take at most, 0 for all, of a source of so many; None for an endless one.
+
+    Raises:
+        ConfigurationError: a negative limit.
+    """
+    if limit < 0:
+        raise ConfigurationError(f"expected a limit of 0 (all) or more frames, got {limit}")
+    return ENDLESS_LIMIT if length is None and limit == 0 else limit
 
 
 def describe(prediction: Prediction) -> str:

@@ -86,7 +86,7 @@ def open_source(spec: str | Path) -> FrameSource:
     Raises:
         ImageError: nothing usable at `spec`; the text tells what is accepted.
     """
-    if isinstance(spec, str) and (spec == "street" or spec.startswith("street:")):
+    if isinstance(spec, str) and is_street(spec):
         return _parse_street(spec)
     path = Path(spec).expanduser()
     try:
@@ -107,6 +107,11 @@ def open_source(spec: str | Path) -> FrameSource:
         f"{' '.join(IMAGE_SUFFIXES)} for images and {' '.join(VIDEO_SUFFIXES)} "
         "for videos"
     )
+
+
+def is_street(spec: str) -> bool:
+    """Whether a text names a procedural street; it is then no path."""
+    return spec == "street" or spec.startswith("street:")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ ENGINES = (
     "torchsparse",
     "spconv",
 )
-HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard", "transformers", "rosbags")
+HEAVY = (*ENGINES, "rclpy", "accelerate", "tensorboard", "transformers", "rosbags", "rerun")
 ROS = ("rclpy", "sensor_msgs", "diagnostic_msgs", "lifecycle_msgs", "std_msgs", "rcl_interfaces")
 
 

@@ -41,6 +41,18 @@ class _Plan:
     damage: str = ""
 
 
+def is_bag(path: Path) -> bool:
+    """Whether a path is meant as a bag: by its name, or by what its folder holds."""
+    try:
+        if not path.is_dir():
+            return path.name.endswith(_SUFFIXES)
+        return (path / METADATA).is_file() or any(
+            each.name.endswith(_SUFFIXES) for each in path.iterdir()
+        )
+    except OSError:
+        return False
+
+
 class Bag:
     """An open bag; a context manager. It can be read any number of times, also interleaved.
 

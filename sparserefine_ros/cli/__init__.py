@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine`: run, demo, train, ablate, evaluate, bag, bench, bundle, engine, export, zoo.
+"""`sparserefine`: run pictures, view results, train, evaluate, and more; see its `--help`.
 
 Each command imports what it needs when it runs.
 """
@@ -18,12 +18,14 @@ from sparserefine_ros.cli.engine import add_engine
 from sparserefine_ros.cli.evaluate import add_evaluate
 from sparserefine_ros.cli.run import add_demo, add_run
 from sparserefine_ros.cli.train import add_ablate, add_train
+from sparserefine_ros.cli.view import add_view
 from sparserefine_ros.cli.zoo import add_export, add_zoo
 from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.openmp import spin_briefly
 
 _COMMANDS = (
     add_run,
+    add_view,
     add_demo,
     add_train,
     add_ablate,
