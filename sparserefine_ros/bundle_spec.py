@@ -342,12 +342,16 @@ class BundleSpec(Record):
         oracle = self.selector is not None and self.selector.kind == "oracle"
         return oracle or (self.refiner is not None and self.refiner.ensembler == "oracle")
 
-    def refiner_channels(self) -> int:
-        """Number of features per pixel that the refiner sees; 0 without a refiner."""
+    def refiner_inputs(self) -> dict[str, int]:
+        """What the refiner sees of a pixel, in order, and how many features each is."""
         widths = {"rgb": 3, "logits": len(self.classes)}
         if self.dense.features is not None:
             widths["features"] = self.dense.features.channels
-        return sum(widths[name] for name in self.refiner.inputs) if self.refiner else 0
+        return {name: widths[name] for name in self.refiner.inputs} if self.refiner else {}
+
+    def refiner_channels(self) -> int:
+        """Number of features per pixel that the refiner sees; 0 without a refiner."""
+        return sum(self.refiner_inputs().values())
 
     def files(self) -> tuple[FileSpec, ...]:
         """Every file besides `bundle.yaml`."""

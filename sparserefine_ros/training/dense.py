@@ -169,7 +169,9 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     classes = recipe.classes or classes_of(recipe.train[0].data)
     check_classes(recipe, tuple(entry.name for entry in classes))
     task = DenseTask(recipe)
-    miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+    miou = fit(
+        task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=recipe.origin()
+    )
     onnx, file = folder / "dense.onnx", FileSpec(path="dense.onnx")
     spec = BundleSpec(
         name=recipe.name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +62,15 @@ class EpochDataset(Dataset[Any]):
         raise NotImplementedError
 
 
-def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool) -> float:
+def fit(
+    task: Task,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool,
+    origin: Mapping[str, Any] | None = None,
+) -> float:
     """Train `task.module`, leave the best weights in it, on the CPU, and return their score.
 
     Args:
@@ -71,10 +79,12 @@ def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool
         folder: checkpoints `last.pt` and `best.pt` and the log go here.
         seed: order of the crops.
         resume: go on from `last.pt` where there is one.
+        origin: what else the result depends on, as plain values; a run goes on only where it is
+            the same.
 
     Raises:
         ConfigurationError: `folder` already holds a run and `resume` is false, it holds the run of
-            another network, or a package that `schedule` needs is not installed.
+            another network or origin, or a package that `schedule` needs is not installed.
         SparseRefineError: the loss became NaN or infinite, no validation pixel is labelled, or a
             file cannot be written.
     """
@@ -83,7 +93,7 @@ def fit(task: Task, schedule: Schedule, folder: Path, *, seed: int, resume: bool
         raise ConfigurationError(
             f"{folder} already holds a run; pass --resume or choose another folder"
         )
-    run = _Run(task, schedule, seed)
+    run = _Run(task, schedule, seed, origin or {})
     first = run.restore(folder / LAST) if resume else 0
     log = TrainingLog(folder, first, tensorboard=schedule.tensorboard) if run.is_main else None
     with run.progress_bar(first) as bar:
@@ -118,8 +128,11 @@ class _LossOf(nn.Module):
 class _Run:
     """State of one training: optimiser, averaged weights, best score."""
 
-    def __init__(self, task: Task, schedule: Schedule, seed: int) -> None:
+    def __init__(
+        self, task: Task, schedule: Schedule, seed: int, origin: Mapping[str, Any]
+    ) -> None:
         self.task, self.schedule, self._seed = task, schedule, seed
+        self._origin = dict(origin)
         self._accelerator = open_accelerator()
         self.is_main: bool = self._accelerator.is_main_process
         self._device: torch.device = self._accelerator.device
@@ -209,6 +222,7 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "epochs_done": epochs_done,
+            "origin": self._origin,
         }
         save_checkpoint(path, state)
 
@@ -217,6 +231,7 @@ class _Run:
         if not path.exists():
             return 0
         state = load_checkpoint(path)
+        _check_origin(state.get("origin") or {}, self._origin, path)
         try:
             self.task.module.load_state_dict(state["module"])
             self.average.load_state_dict(state["average"])
@@ -242,6 +257,16 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
         return schedule.learning_rate * (epoch + 1e-3) / schedule.warmup_epochs
     done = (epoch - schedule.warmup_epochs) / max(1e-9, schedule.epochs - schedule.warmup_epochs)
     return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def _check_origin(found: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    other = [key for key in found if found[key] != expected.get(key)]
+    if other:
+        raise ConfigurationError(
+            f"{path} was trained with another {', '.join(other)} ({other[0]}: {found[other[0]]}, "
+            f"now {expected.get(other[0])}); resume with the recipe that wrote it, or choose "
+            "another folder"
+        )
 
 
 def _batches(task: Task, schedule: Schedule, generator: torch.Generator) -> DataLoader[Any]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, Tag
 
@@ -99,6 +99,13 @@ class TrainingRecipe(Record):
     schedule: Schedule
     augmentation: AugmentationRecipe
 
+    def origin(self, bundle_digest: str = "") -> dict[str, Any]:
+        """What a run of this recipe depends on beside the schedule, as plain values.
+
+        The schedule may change when a run goes on; the digest is of the bundle trained for.
+        """
+        return {**self.model_dump(mode="json", exclude={"schedule"}), "bundle": bundle_digest}
+
 
 class ResidualEncoderRecipe(Record):
     """A residual encoder from random weights, see `sparserefine_ros.zoo.residual`.
@@ -163,6 +170,8 @@ class RefinerRecipe(TrainingRecipe):
         extractor: the network that sees the selected pixels.
         inputs: features per pixel.
         ensembler: fusion with the dense logits.
+        start_from: bundle whose refiner lends its weights to begin with, see
+            `sparserefine_ros.training.start`; left out, they are random.
         teacher: bundle whose dense model, usually one trained at full resolution, is imitated too.
         teacher_share: weight of the imitation in the loss; the labels weigh the rest.
         dice: weight of the Dice loss, which is added; 0 for none.
@@ -173,6 +182,7 @@ class RefinerRecipe(TrainingRecipe):
     extractor: ExtractorSpec
     inputs: tuple[InputFeature, ...] = ("rgb",)
     ensembler: EnsemblerKind = "gated"
+    start_from: str | None = None
     teacher: str | None = None
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     dice: Annotated[float, Field(ge=0.0)] = 0.0

@@ -16,6 +16,7 @@ Shape legend: B crops; H, W full resolution; N selected pixels of all crops; C c
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,13 @@ from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import RefinerRecipe
+from sparserefine_ros.training.start import start_from
 from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "refiner.safetensors"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,16 @@ class RefinerTask:
     def __init__(self, recipe: RefinerRecipe, bundle: Bundle) -> None:
         self._recipe = recipe
         self.bundle = bundle_with_refiner(bundle, recipe)
+        self.source: Bundle | None = None
         spec = self.bundle.spec.refiner
         assert spec is not None  # bundle_with_refiner put it there
         torch.manual_seed(recipe.seed)
         self._classes = len(self.bundle.spec.classes)
         self.module = Refiner(spec, self.bundle.spec.refiner_channels(), self._classes)
+        if recipe.start_from:
+            self.source = _open_bundle(recipe.start_from)
+            share = start_from(self.module, self.bundle, self.source)
+            _logger.info("%.0f %% of the weights start from %s", 100.0 * share, self.source.name)
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
@@ -176,6 +185,11 @@ class RefinerTask:
         return confusion.mean_iou()
 
 
+def _open_bundle(folder: str) -> Bundle:
+    """The bundle that a recipe names, by path, which may hold variables, or by name."""
+    return Bundle.open(find_bundle(os.path.expandvars(folder)))
+
+
 class _Teacher:
     """Probabilities of another dense model at the selected pixels.
 
@@ -184,7 +198,7 @@ class _Teacher:
     """
 
     def __init__(self, folder: str, student: Bundle) -> None:
-        bundle = Bundle.open(find_bundle(os.path.expandvars(folder)))
+        bundle = _open_bundle(folder)
         if bundle.class_names != student.class_names:
             raise ConfigurationError(
                 f"expected a teacher with the bundle's classes {list(student.class_names)}, "
@@ -242,13 +256,15 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     """
     check_classes(recipe, bundle.class_names)
     task = RefinerTask(recipe, bundle)
-    miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+    origin = recipe.origin(bundle.digest)
+    miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
     record = {
         **bundle.spec.training,
         "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
         "refiner_epochs": recipe.schedule.epochs,
         "refiner_seed": recipe.seed,
         "refined_val_miou": round(miou, 4),
+        **({"refiner_start": task.source.name} if task.source else {}),
     }
     spec = task.bundle.spec.model_copy(update={"training": record})
     sources = {file.path: bundle.path(file) for file in spec.files()}

@@ -141,7 +141,8 @@ def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resu
     """
     check_classes(recipe, bundle.class_names)
     task = SelectorTask(recipe, bundle)
-    fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume)
+    origin = recipe.origin(bundle.digest)
+    fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
 
     def write() -> Bundle:
         save_weights(task.module, folder / WEIGHTS_FILE)

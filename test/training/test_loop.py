@@ -6,6 +6,7 @@ import errno
 import itertools
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,33 @@ class TestResume:
         with pytest.raises(ConfigurationError, match=r"last\.pt does not fit the recipe; resume"):
             fit(task, schedule, tmp_path, seed=3, resume=True)
 
+    def test_the_run_of_another_recipe(self, tmp_path: Path) -> None:
+        one = SCHEDULE.model_copy(update={"epochs": 1})
+        origin = {"train": ["here"], "seed": 3}
+        fit(ToyTask(), one, tmp_path, seed=3, resume=False, origin=origin)
+        before = (tmp_path / LAST).read_bytes()
+        changed = {"train": ["there"], "seed": 3}
+        expected = r"another train \(train: \['here'\], now \['there'\]\); resume with the recipe"
+        with pytest.raises(ConfigurationError, match=expected):
+            fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True, origin=changed)
+        assert (tmp_path / LAST).read_bytes() == before
+        fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True, origin=origin)
+        assert load(tmp_path / LAST)["epochs_done"] == SCHEDULE.epochs
+
+    def test_a_checkpoint_from_before_the_origin_was_noted(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        old = load(uninterrupted[0] / LAST)
+        del old["origin"]
+        torch.save(old, tmp_path / LAST)
+        shutil.copy(uninterrupted[0] / BEST, tmp_path / BEST)
+        score = fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True, origin={"seed": 3})
+        assert score == uninterrupted[1]
+
     def test_what_a_checkpoint_holds(self, uninterrupted: tuple[Path, float, Weights]) -> None:
         """Checkpoints of earlier versions hold the same and can be resumed."""
         state = load(uninterrupted[0] / LAST)
-        assert state.keys() == {"module", "average", "optimiser", "best", "epochs_done"}
+        assert state.keys() == {"module", "average", "optimiser", "best", "epochs_done", "origin"}
         plain = ToyTask(seed=99)
         optimiser = torch.optim.AdamW(plain.module.parameters())
         optimiser.load_state_dict(state["optimiser"])

@@ -325,6 +325,22 @@ class TestTrainRefiner:
             fused = task.module.ensembler(dense_logits, refined).argmax(1)
         assert np.array_equal(labels.reshape(-1)[frame.selection.pixels.numpy()], fused.numpy())
 
+    def test_from_a_refiner_for_another_dense_model(
+        self, third_party: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        brief = make_schedule(epochs=1, validate_every=1)
+        recipe = make_recipe("street:5:2:64x48", schedule=brief)
+        source = train_refiner(recipe, third_party, tmp_path / "source", resume=False)
+        monkeypatch.setenv("RUNS", str(tmp_path))
+        (tmp_path / "other").mkdir()
+        other = hand_written(tmp_path / "other", scale=0.25)
+        second = recipe.model_copy(update={"start_from": "$RUNS/source/bundle"})
+        begun = RefinerTask(second, other).module.state_dict()
+        learnt = load_refiner(source).state_dict()
+        assert all(torch.equal(begun[key], learnt[key]) for key in learnt)
+        bundle = train_refiner(second, other, tmp_path / "run", resume=False)
+        assert bundle.spec.training["refiner_start"] == "refined"
+
     def test_from_procedural_scenes_without_logits(
         self, third_party: Bundle, tmp_path: Path
     ) -> None:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a refiner from one that was trained for another dense model.
+
+Most of what a refiner has learnt, how edges look at full resolution, does not depend on the dense
+model. What does is left as it was: the weights of the dense features, and where the classes differ
+those of the logits, the head and the ensembler.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.refiner import Refiner, load_refiner
+
+# The layers that see the features per pixel, which are the second axis of both.
+_FIRST_LAYERS = ("extractor.stem.kernel", "extractor.alone.0.0.weight")
+
+
+@torch.no_grad()
+def start_from(refiner: Refiner, bundle: Bundle, source: Bundle) -> float:
+    """Copy the weights of the source's refiner that mean the same here.
+
+    Args:
+        refiner: what is to be trained; changed in place.
+        bundle: describes `refiner`.
+        source: a bundle with a trained refiner.
+
+    Returns:
+        Share of the refiner's numbers that were copied, in (0, 1].
+
+    Raises:
+        BundleError: the source has no refiner, or not whole.
+        ConfigurationError: no weight fits.
+    """
+    learnt = load_refiner(source).state_dict()
+    same_classes = bundle.class_names == source.class_names
+    copied, total = 0, 0
+    for key, target in refiner.state_dict().items():
+        total += target.numel()
+        if key not in learnt:
+            continue
+        if key in _FIRST_LAYERS:
+            copied += _copy_inputs(target, bundle, learnt[key], source)
+        elif target.shape == learnt[key].shape and (same_classes or _is_class_free(key)):
+            target.copy_(learnt[key])
+            copied += target.numel()
+    if copied == 0:
+        raise ConfigurationError(
+            f"expected a refiner in {source.folder} with layers as in this recipe, found none that "
+            "fits; give the extractor the same kind and widths, or leave out start_from"
+        )
+    return copied / total
+
+
+def _is_class_free(key: str) -> bool:
+    return not key.startswith(("extractor.head.", "ensembler."))
+
+
+def _copy_inputs(target: torch.Tensor, bundle: Bundle, learnt: torch.Tensor, source: Bundle) -> int:
+    """Copy the weights of RGB, and of the logits of the same classes; return how many."""
+    if target.shape[0] != learnt.shape[0] or target.shape[2:] != learnt.shape[2:]:
+        return 0
+    here, there = _columns(bundle), _columns(source)
+    same = {"rgb", "logits"} if bundle.class_names == source.class_names else {"rgb"}
+    copied = 0
+    for name in same & here.keys() & there.keys():
+        part = target[:, here[name]]
+        part.copy_(learnt[:, there[name]])
+        copied += part.numel()
+    return copied
+
+
+def _columns(bundle: Bundle) -> dict[str, slice]:
+    """Where each input lies among the features per pixel."""
+    columns, first = {}, 0
+    for name, width in bundle.spec.refiner_inputs().items():
+        columns[name] = slice(first, first + width)
+        first += width
+    return columns
