@@ -20,14 +20,14 @@ from sparserefine_ros.deadline import PixelCost
 from sparserefine_ros.dense.backends import choose_backend
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
+from sparserefine_ros.dense.stage import DenseResult, DenseStage
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.image import check_image, resize_image
+from sparserefine_ros.image import check_image
 from sparserefine_ros.maps import assemble_maps
-from sparserefine_ros.records import DenseOutput, Map, Prediction, Selection, Uncertainty
+from sparserefine_ros.records import Map, Prediction, Selection
 from sparserefine_ros.refiner import RefineStage, load_refiner
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.selectors import open_selector
-from sparserefine_ros.uncertainty import measure_uncertainty
 
 LABELS_ONLY = frozenset({Map.LABELS})
 
@@ -82,7 +82,7 @@ class Pipeline:
         torch.set_num_threads(threads)
         self.bundle = bundle
         choice = choose_backend(bundle, options.backend, options.device, options.engine)
-        self._segmenter = open_segmenter(
+        segmenter = open_segmenter(
             bundle,
             backend=choice.backend,
             device=options.device,
@@ -90,6 +90,7 @@ class Pipeline:
             engine=options.engine,
             report=report,
         )
+        self._look = DenseStage(segmenter, bundle.spec.dense.input)
         self._refine = None
         if bundle.spec.refiner:
             refiner = load_refiner(bundle)
@@ -101,7 +102,7 @@ class Pipeline:
         self.entropy_threshold = options.entropy_threshold
         self.max_refined_pixels = options.max_refined_pixels
         self.backends: Mapping[str, str] = {
-            "dense": choice.annotate(self._segmenter.description),
+            "dense": choice.annotate(segmenter.description),
             "sparse": self._refine.description if self._refine else "none",
         }
 
@@ -129,25 +130,18 @@ class Pipeline:
         """
         check_image(image)
         image = np.ascontiguousarray(image)
-        full_size = (image.shape[0], image.shape[1])
-        low_res_size = self.bundle.spec.dense.input.low_res_size(full_size)
         clock = StageClock()
-        with clock("resize"):
-            low_res_image = resize_image(image, low_res_size)
-        with clock("dense"):
-            dense = self._segmenter(low_res_image)
-        with clock("entropy"):
-            uncertainty = measure_uncertainty(dense.logits)
+        found = self._look(image, clock)
         dense_ms, affordable = clock.elapsed_ms(), None
         if time_left_ms is not None:
             affordable = self.pixel_cost.affordable(time_left_ms - dense_ms)
         with clock("selection"):
-            selection = self._select(
-                low_res_image, dense, uncertainty, full_size, truth, affordable
-            )
-        fused = self._refine(image, dense, selection, clock, truth) if self._refine else None
+            selection = self._select(found, truth, affordable)
+        fused = None
+        if self._refine:
+            fused = self._refine(image, found.dense, selection, clock, truth)
         with clock("maps"):
-            outputs = assemble_maps(uncertainty, selection, fused, maps)
+            outputs = assemble_maps(found.uncertainty, selection, fused, maps)
         self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
         return Prediction(
             labels=outputs.labels,
@@ -155,9 +149,9 @@ class Pipeline:
             confidence=outputs.confidence,
             refined=outputs.refined,
             dense_labels=outputs.dense_labels,
-            dense=uncertainty,
-            size=full_size,
-            low_res_size=low_res_size,
+            dense=found.uncertainty,
+            size=found.full_size,
+            low_res_size=selection.low_res_size,
             refined_pixels=selection.count,
             candidate_pixels=selection.candidates,
             budget_hit=selection.budget_hit,
@@ -166,18 +160,19 @@ class Pipeline:
         )
 
     def _select(
-        self,
-        low_res_image: NDArray[np.uint8],
-        dense: DenseOutput,
-        uncertainty: Uncertainty,
-        full_size: tuple[int, int],
-        truth: NDArray[np.uint8] | None,
-        at_most: int | None,
+        self, found: DenseResult, truth: NDArray[np.uint8] | None, at_most: int | None
     ) -> Selection:
         if self._refine is None:
-            nothing = torch.zeros(uncertainty.entropy.shape, dtype=torch.bool)
-            return selection_from_mask(nothing, full_size)
-        return self.selector(low_res_image, dense, uncertainty, full_size, truth, at_most=at_most)
+            nothing = torch.zeros(found.uncertainty.entropy.shape, dtype=torch.bool)
+            return selection_from_mask(nothing, found.full_size)
+        return self.selector(
+            found.low_res_image,
+            found.dense,
+            found.uncertainty,
+            found.full_size,
+            truth,
+            at_most=at_most,
+        )
 
     @property
     def entropy_threshold(self) -> float | None:

@@ -93,6 +93,12 @@ class Selection:
         return self.pixels.numel()
 
     @property
+    def low_res_size(self) -> tuple[int, int]:
+        """(h, w)."""
+        height, width = self.low_res_mask.shape
+        return height, width
+
+    @property
     def share(self) -> float:
         """Selected share of the full-resolution image, 0 .. 1."""
         return self.count / (self.full_size[0] * self.full_size[1])

@@ -18,10 +18,8 @@ from sparserefine_ros.bundle_spec import (
     SelectorSpec,
 )
 from sparserefine_ros.data.datasets import SegmentationDataset
-from sparserefine_ros.dense.segmenter import open_segmenter
-from sparserefine_ros.image import resize_image
+from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.selectors import open_selector
-from sparserefine_ros.uncertainty import measure_uncertainty
 
 # Enough for a quantile, little enough for memory.
 _FRAMES_AT_MOST: Final = 100
@@ -60,13 +58,9 @@ def measure_scores(bundle: Bundle, dataset: SegmentationDataset) -> dict[str, Sc
 
 
 def _scores_of(bundle: Bundle, dataset: SegmentationDataset) -> Iterable[NDArray[np.float32]]:
-    segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=0)
-    selector = open_selector(bundle)
+    look, selector = open_dense_stage(bundle), open_selector(bundle)
     count = min(len(dataset), _FRAMES_AT_MOST)
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
-        image = dataset[index].image
-        low_res_size = bundle.spec.dense.input.low_res_size((image.shape[0], image.shape[1]))
-        low_res_image = resize_image(image, low_res_size)
-        dense = segmenter(low_res_image)
-        score = selector.score(low_res_image, dense, measure_uncertainty(dense.logits))
+        found = look(dataset[index].image)
+        score = selector.score(found.low_res_image, found.dense, found.uncertainty)
         yield score.numpy().ravel()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sparserefine evaluate` and `bench`."""
+"""`sparserefine evaluate`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from sparserefine_ros.cli.options import (
     open_bundle,
     pipeline_options,
 )
+
+_WITH_MERGE = ("merge", "json", "out", "command")
 
 
 def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -42,15 +44,17 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.json, scores.csv")
     parser.add_argument("--pictures", type=int, default=12, help="frames shown in the report")
     add_pipeline_options(parser)
-    parser.set_defaults(command=_evaluate)
+    parser.set_defaults(command=lambda options: _evaluate(options, parser))
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from sparserefine_ros.evaluation.evaluation import Evaluation
     from sparserefine_ros.evaluation.report import prepare_folder, write_report
     from sparserefine_ros.evaluation.storage import read_json, write_json
     from sparserefine_ros.evaluation.table import format_table
 
+    if options.merge:
+        _refuse_others(options, parser)
     for folder in filter(None, (options.out, options.json and options.json.parent)):
         prepare_folder(folder)
     if options.merge:
@@ -64,6 +68,18 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"scores written to {options.json}")
     if options.out:
         print(f"report written to {write_report(evaluation, options.out, gallery)}")
+
+
+def _refuse_others(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Scores that are joined were taken with their own options."""
+    from sparserefine_ros.errors import ConfigurationError
+
+    for name, value in vars(options).items():
+        if name not in _WITH_MERGE and value != parser.get_default(name):
+            raise ConfigurationError(
+                f"expected --merge with --json or --out only, got --{name.replace('_', '-')}; "
+                "leave it out, the scores were taken already"
+            )
 
 
 def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]

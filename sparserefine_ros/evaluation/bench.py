@@ -18,16 +18,14 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.street import StreetScene
-from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
+from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
-from sparserefine_ros.image import resize_image
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
-from sparserefine_ros.records import STAGES, DenseOutput, Prediction
+from sparserefine_ros.records import STAGES, Prediction
 from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
-from sparserefine_ros.uncertainty import measure_uncertainty
 
 # Folding batch norm reorders sums; a pixel whose two best classes tie to 1e-5 may flip. Products of
 # bfloat16 flip those that tie to about a hundredth.
@@ -148,26 +146,12 @@ def thresholds_of(
     for density in densities:
         if not 0.0 < density < 1.0:
             raise ConfigurationError(f"expected a density between 0 and 1, got {density}")
-    segmenter, scores = _open_segmenter(pipeline.bundle), []
+    look, scores = open_dense_stage(pipeline.bundle), []
     for picture in pictures:
-        low_res_image, dense = _dense_result(pipeline.bundle, segmenter, picture)
-        scores.append(
-            pipeline.selector.score(low_res_image, dense, measure_uncertainty(dense.logits)).numpy()
-        )
+        found = look(picture)
+        score = pipeline.selector.score(found.low_res_image, found.dense, found.uncertainty)
+        scores.append(score.numpy())
     return [float(np.quantile(np.stack(scores), 1.0 - density)) for density in densities]
-
-
-def _dense_result(
-    bundle: Bundle, segmenter: Segmenter, image: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], DenseOutput]:
-    """The reduced picture and what the dense model says of it."""
-    low_res_size = bundle.spec.dense.input.low_res_size((image.shape[0], image.shape[1]))
-    low_res_image = resize_image(image, low_res_size)
-    return low_res_image, segmenter(low_res_image)
-
-
-def _open_segmenter(bundle: Bundle) -> Segmenter:
-    return open_segmenter(bundle, backend="auto", device="cpu", threads=0)
 
 
 def stage_rows(predictions: Sequence[Prediction]) -> dict[str, Spread]:
@@ -202,15 +186,13 @@ def compare_with_reference(pipeline: Pipeline, image: NDArray[np.uint8]) -> floa
 
 def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The pipeline's result computed with the trainable modules, uint8 [H, W]."""
-    bundle = pipeline.bundle
-    full_size = (image.shape[0], image.shape[1])
-    low_res_image, dense = _dense_result(bundle, _open_segmenter(bundle), image)
-    uncertainty = measure_uncertainty(dense.logits)
+    bundle, found = pipeline.bundle, open_dense_stage(pipeline.bundle)(image)
+    dense, uncertainty, full_size = found.dense, found.uncertainty, found.full_size
     labels = expand_map(uncertainty.labels, full_size).contiguous()
     spec = bundle.spec.refiner
     if spec is None:
         return labels.numpy()
-    selection = pipeline.selector(low_res_image, dense, uncertainty, full_size)
+    selection = pipeline.selector(found.low_res_image, dense, uncertainty, full_size)
     if selection.count:
         refiner = load_refiner(bundle)
         plan = build_plan(selection.pixels, (1, *full_size), spec.depth, bounds=spec.bounds)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from sparserefine_ros.evaluation.evaluation import Evaluation, Totals
 from sparserefine_ros.evaluation.pictures import LEGEND_FILE, FramePictures
 from sparserefine_ros.evaluation.plots import Axis, Line, draw_lines
 from sparserefine_ros.evaluation.scores import Variant
+from sparserefine_ros.evaluation.text import describe_selection, percent
 
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1500px;
@@ -82,12 +82,8 @@ def whole_page(title: str, body: Iterable[str]) -> str:
 
 
 def _setting(evaluation: Evaluation) -> Iterable[str]:
-    setting, score = evaluation.setting, evaluation.tally.selection
-    yield paragraph(
-        f"{len(evaluation.frames)} of {setting.frames} frames. "
-        f"Selector: {setting.selector}: density {score.density:.1%}, "
-        f"selector recall {score.recall:.1%}, precision {score.precision:.1%}."
-    )
+    setting = evaluation.setting
+    yield paragraph(f"{describe_selection(evaluation)}.")
     full = f" Full resolution: {setting.dense_full}." if setting.dense_full else ""
     yield paragraph(f"Bundle digest {setting.digest}.{full}", "note")
     yield paragraph(f"Measured on {'; '.join(evaluation.machines)}.", "note")
@@ -265,8 +261,3 @@ def _table_row(tag: str, cells: Sequence[str]) -> str:
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph of text; `kind` is its class, such as "note"."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f"<p>{html.escape(text)}</p>"
-
-
-def percent(share: float) -> str:
-    """A share 0 .. 1 in percent; - for NaN."""
-    return "-" if math.isnan(share) else f"{100 * share:.2f}"

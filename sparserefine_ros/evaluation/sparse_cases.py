@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.evaluation.bench import street_pictures
 from sparserefine_ros.evaluation.cost import count_unet_macs
-from sparserefine_ros.image import resize_image
 from sparserefine_ros.refiner import load_refiner
 from sparserefine_ros.selection import select_above
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
-from sparserefine_ros.uncertainty import measure_uncertainty
 
 SIZE: Final = (1024, 2048)
 DENSITIES: Final = (0.034, 0.069, 0.118, 0.19)
@@ -111,8 +109,6 @@ def make_unet(name: str, bundle: Bundle) -> SparseUNet:
 def street_mask(bundle: Bundle, density: float, size: tuple[int, int], threads: int) -> Tensor:
     """Sites int64 [N] of the blocks of highest entropy."""
     (picture,) = street_pictures(size, count=1)
-    segmenter = open_segmenter(bundle, backend="auto", device="cpu", threads=threads)
-    low_res_size = bundle.spec.dense.input.low_res_size(size)
-    entropy = measure_uncertainty(segmenter(resize_image(picture, low_res_size)).logits).entropy
+    entropy = open_dense_stage(bundle, threads=threads)(picture).uncertainty.entropy
     threshold = -1.0 if density >= 1.0 else float(np.quantile(entropy.numpy(), 1.0 - density))
     return select_above(entropy, size, threshold=threshold).pixels

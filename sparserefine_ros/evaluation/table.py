@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from sparserefine_ros.evaluation.evaluation import Evaluation, Totals
+from sparserefine_ros.evaluation.text import describe_selection, percent
 
 _NAME_WIDTH = 20
 _WIDTH = 14
@@ -24,7 +24,7 @@ def format_table(evaluation: Evaluation) -> str:
             head,
             line,
             *(
-                _row(rows[0].name, (_percent(row.iou) for row in rows))
+                _row(rows[0].name, (percent(row.iou) for row in rows))
                 for rows in zip(*classes, strict=True)
             ),
             line,
@@ -36,24 +36,18 @@ def format_table(evaluation: Evaluation) -> str:
 
 
 def _total_rows(totals: list[Totals]) -> Iterable[tuple[str, list[str]]]:
-    yield "mean IoU, %", [_percent(t.mean_iou) for t in totals]
-    yield "boundary mean IoU, %", [_percent(t.boundary_mean_iou) for t in totals]
-    yield "pixel accuracy, %", [_percent(t.pixel_accuracy) for t in totals]
-    yield "small objects, %", [_percent(t.small_object_recall) for t in totals]
-    yield "calibration error, %", [_percent(t.calibration_error) for t in totals]
+    yield "mean IoU, %", [percent(t.mean_iou) for t in totals]
+    yield "boundary mean IoU, %", [percent(t.boundary_mean_iou) for t in totals]
+    yield "pixel accuracy, %", [percent(t.pixel_accuracy) for t in totals]
+    yield "small objects, %", [percent(t.small_object_recall) for t in totals]
+    yield "calibration error, %", [percent(t.calibration_error) for t in totals]
     yield "latency, ms", [f"{t.latency_ms:.1f}" for t in totals]
     yield "GMACs per frame", [_scaled(t.macs, 1e9) for t in totals]
     yield "parameters, M", [_scaled(t.parameters, 1e6) for t in totals]
 
 
 def _summary(evaluation: Evaluation) -> Iterable[str]:
-    score, setting = evaluation.tally.selection, evaluation.setting
-    done = len(evaluation.frames)
-    of_all = f" of {setting.frames}" if done < setting.frames else ""
-    yield (
-        f"frames {done}{of_all}, density {score.density:.1%}, selector recall {score.recall:.1%}, "
-        f"precision {score.precision:.1%}"
-    )
+    yield describe_selection(evaluation)
     stages = evaluation.stage_times(evaluation.final)
     yield "median ms: " + ", ".join(f"{name} {ms.median:.1f}" for name, ms in stages.items())
     yield from evaluation.notes
@@ -61,10 +55,6 @@ def _summary(evaluation: Evaluation) -> Iterable[str]:
 
 def _row(title: str, cells: Iterable[str]) -> str:
     return f"{title:<{_NAME_WIDTH}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells)
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 def _scaled(value: float | None, unit: float) -> str:

@@ -31,10 +31,9 @@ from sparserefine_ros.bundle_spec import BundleSpec, FileSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import describe_mistakes
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, open_dataset
-from sparserefine_ros.dense.segmenter import open_segmenter
+from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
-from sparserefine_ros.image import resize_image
 from sparserefine_ros.maps import assemble_maps
 from sparserefine_ros.records import DenseOutput, Map, Selection, Uncertainty
 from sparserefine_ros.refiner import (
@@ -54,7 +53,6 @@ from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.training.start import start_from
-from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "refiner.safetensors"
@@ -64,7 +62,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Selected:
-    """A picture with its dense result and the pixels to refine."""
+    """A picture, what the dense model says of it, and the pixels to refine."""
 
     sample: Sample
     dense: DenseOutput
@@ -92,9 +90,7 @@ class RefinerTask:
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
         self._teacher = _Teacher(recipe.teacher, bundle) if recipe.teacher else None
-        self._segmenter = open_segmenter(
-            self.bundle, backend="auto", device="cpu", threads=threads_per_process()
-        )
+        self._look = open_dense_stage(self.bundle, threads=threads_per_process())
         validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
         self._validation = CachedItems(
             lambda index: self._select(validation[index], whole),
@@ -106,13 +102,11 @@ class RefinerTask:
         self._selector.max_pixels = int(recipe.max_train_share * height * width)
 
     def _select(self, sample: Sample, selector: Selector) -> _Selected:
-        full_size = (sample.image.shape[0], sample.image.shape[1])
-        low_res_size = self.bundle.spec.dense.input.low_res_size(full_size)
-        low_res_image = resize_image(sample.image, low_res_size)
-        dense = self._segmenter(low_res_image)
-        uncertainty = measure_uncertainty(dense.logits)
-        selection = selector(low_res_image, dense, uncertainty, full_size, sample.labels)
-        return _Selected(sample, dense, uncertainty, selection)
+        found = self._look(sample.image)
+        selection = selector(
+            found.low_res_image, found.dense, found.uncertainty, found.full_size, sample.labels
+        )
+        return _Selected(sample, found.dense, found.uncertainty, selection)
 
     def collate(self, items: list[Sample]) -> list[Sample]:
         """Crops stay apart until their pixels are selected."""
@@ -204,17 +198,13 @@ class _Teacher:
                 f"expected a teacher with the bundle's classes {list(student.class_names)}, "
                 f"got {list(bundle.class_names)}; train it on the same data"
             )
-        self._input = bundle.spec.dense.input
-        self._segmenter = open_segmenter(
-            bundle, backend="auto", device="cpu", threads=threads_per_process()
-        )
+        self._look = open_dense_stage(bundle, threads=threads_per_process())
 
     def __call__(self, crop: _Selected) -> Tensor:
         """float32 [C, N]."""
         height, width = crop.sample.labels.shape
-        size = self._input.low_res_size((height, width))
-        logits = self._segmenter(resize_image(crop.sample.image, size)).logits
-        pixels = crop.selection.pixels
+        logits, pixels = self._look(crop.sample.image).dense.logits, crop.selection.pixels
+        size = logits.shape[1:]
         rows = nearest_index(height, size[0])[pixels // width]
         columns = nearest_index(width, size[1])[pixels % width]
         return logits.flatten(1).index_select(1, rows * size[1] + columns).softmax(0)

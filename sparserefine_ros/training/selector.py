@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from sparserefine_ros.bundle import Bundle, create_bundle
 from sparserefine_ros.bundle_spec import BundleSpec, FileSpec, LearnableSelectorSpec
 from sparserefine_ros.data.datasets import Sample, open_dataset
-from sparserefine_ros.dense.segmenter import open_segmenter
-from sparserefine_ros.image import Normaliser, resize_image
+from sparserefine_ros.dense.stage import open_dense_stage
+from sparserefine_ros.image import Normaliser
 from sparserefine_ros.selectors import SelectorNet
 from sparserefine_ros.training.cache import CachedItems
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes
@@ -30,7 +30,6 @@ from sparserefine_ros.training.dense import count_labels
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import SelectorRecipe
-from sparserefine_ros.uncertainty import measure_uncertainty
 from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "selector.safetensors"
@@ -61,12 +60,9 @@ class SelectorTask:
     def __init__(self, recipe: SelectorRecipe, bundle: Bundle) -> None:
         torch.manual_seed(recipe.seed)
         self._density = recipe.density
-        self._input = bundle.spec.dense.input
         self._classes = len(bundle.spec.classes)
-        self._normaliser = Normaliser(self._input.normalisation)
-        self._segmenter = open_segmenter(
-            bundle, backend="auto", device="cpu", threads=threads_per_process()
-        )
+        self._normaliser = Normaliser(bundle.spec.dense.input.normalisation)
+        self._look = open_dense_stage(bundle, threads=threads_per_process())
         self.module = SelectorNet(self._classes)
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         validation = open_dataset(recipe.validate_on, "val")
@@ -75,15 +71,13 @@ class SelectorTask:
         )
 
     def _look_at(self, sample: Sample) -> _Evidence:
-        height, width = sample.labels.shape
-        size = self._input.low_res_size((height, width))
-        low_res_image = resize_image(sample.image, size)
-        logits = self._segmenter(low_res_image).logits
-        uncertainty = measure_uncertainty(logits)
-        counts = torch.from_numpy(count_labels(sample.labels, size, self._classes))
+        found = self._look(sample.image)
+        logits, uncertainty = found.dense.logits, found.uncertainty
+        height, width = uncertainty.labels.shape
+        counts = torch.from_numpy(count_labels(sample.labels, (height, width), self._classes))
         right = counts.gather(0, uncertainty.labels.long()[None])[0]
         labelled = counts.sum(0)
-        image = torch.from_numpy(self._normaliser.image_to_nchw(low_res_image))
+        image = torch.from_numpy(self._normaliser.image_to_nchw(found.low_res_image))
         return _Evidence(image, logits[None], uncertainty.entropy[None], labelled - right, labelled)
 
     def collate(self, items: list[Sample]) -> list[Sample]:

@@ -45,7 +45,7 @@ def test_evaluate_several_and_merge(
     assert "mean IoU refined" in capsys.readouterr().out
     merged = tmp_path / "merged"
     assert run("merge", out / "a", out / "b", "--out", merged) == 0
-    assert "frames 2" in capsys.readouterr().out
+    assert "2 frames" in capsys.readouterr().out
     assert (merged / "summary.json").read_bytes() == (out / "summary.json").read_bytes()
 
 

@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return main(["evaluate", "--threads", "1", *map(str, arguments)])
+    threads = () if "--merge" in arguments else ("--threads", "1")
+    return main(["evaluate", *threads, *map(str, arguments)])
 
 
 def scores(path: Path) -> dict[str, object]:
@@ -92,7 +93,6 @@ def test_another_bundle_at_full_resolution(folder: Path, tmp_path: Path) -> None
         (["--data", DATA, "--shard", "3/2"], "expected a part I/N with I of 1 .. N"),
         (["--data", DATA, "--limit", "-1"], "expected a limit of 0 (all) or more frames, got -1"),
         (["--data", DATA, "--processes", "0"], "expected 1 process or more, got 0"),
-        (["--merge", "no.json"], "expected a readable file no.json"),
         (["--data", DATA, "--dense-full", "no/such"], "expected a bundle folder"),
         (["--data", DATA, "--out", "/dev/null/report"], "folder that can be written to"),
         (["--data", DATA, "--json", "/dev/null/a.json"], "folder that can be written to"),
@@ -103,6 +103,22 @@ def test_mistakes_are_one_line(
     folder: Path, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--bundle", folder, *arguments) == 1
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "expected a readable file no.json"),
+        (["--limit", "3"], "--json or --out only, got --limit"),
+        (["--dense-full"], "--json or --out only, got --dense-full"),
+        (["--bundle", "x"], "--json or --out only, got --bundle"),
+    ],
+)
+def test_mistakes_in_a_merge(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--merge", "no.json", *arguments) == 1
     assert text in capsys.readouterr().err
 
 

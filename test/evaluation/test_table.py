@@ -19,10 +19,10 @@ def test_rows_hold_the_scores_in_the_order_of_the_columns(whole: Evaluation) -> 
     assert rows["small objects, %"] == ["-", "-", "-"]
     cars = [whole.classes(variant)[1] for variant in Variant]
     assert rows["car"] == [f"{100 * row.iou:.2f}" for row in cars]
-    assert any(line.startswith("frames 5, density ") for line in lines)
+    assert any(line.startswith("5 frames. Selector: entropy above ") for line in lines)
 
 
 def test_incomplete_evaluations_and_gaps_are_said(parts: list[Evaluation]) -> None:
     text = format_table(dataclasses.replace(parts[0], notes=("no MACs, because",)))
-    assert "frames 2 of 5, " in text
+    assert "2 of 5 frames. " in text
     assert text.endswith("no MACs, because")
