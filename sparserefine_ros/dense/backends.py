@@ -32,10 +32,14 @@ class Backend:
     precisions: tuple[str, ...]
 
 
+_ONNXRUNTIME: Final = "sparserefine_ros.dense.onnxruntime"
+_ONNX_TENSORRT: Final = Backend(_ONNXRUNTIME, ("cuda",), ("model", "fp16"))
 _TENSORRT: Final = Backend("sparserefine_ros.dense.tensorrt", ("cuda",), ("model", "fp16"))
 
 BACKENDS: Final[Mapping[str, Backend]] = {
-    "onnxruntime": Backend("sparserefine_ros.dense.onnxruntime", ("cpu", "cuda"), ("model",)),
+    "onnxruntime": Backend(_ONNXRUNTIME, ("cpu", "cuda"), ("model",)),
+    "onnxruntime_tensorrt": _ONNX_TENSORRT,
+    "onnxruntime_tensorrt_rtx": _ONNX_TENSORRT,
     "openvino": Backend("sparserefine_ros.dense.openvino", ("cpu",), ("model", "bf16")),
     "tensorrt": _TENSORRT,
     "tensorrt_rtx": _TENSORRT,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense models in ONNX Runtime, on the CPU or by its CUDA provider."""
+"""Dense models in ONNX Runtime: on the CPU, or by its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,17 +12,17 @@ from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.contract import Contract, GraphTensor
-from sparserefine_ros.dense.devices import device_kind, require_gpu
+from sparserefine_ros.dense.devices import device_kind
+from sparserefine_ros.dense.half import to_half
 from sparserefine_ros.dense.onnx_file import dense_model_file
-from sparserefine_ros.dense.options import DenseOptions, Report
+from sparserefine_ros.dense.onnx_providers import CPU_PROVIDER, Providers, choose_providers
+from sparserefine_ros.dense.options import DenseOptions, Progress, Report
 from sparserefine_ros.errors import BackendError, ModelOutputError
 from sparserefine_ros.records import DenseOutput
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CUDA_PROVIDER: Final = "CUDAExecutionProvider"
-_CPU_PROVIDER: Final = "CPUExecutionProvider"
 _ELEMENTS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -29,8 +30,8 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OnnxRun
     """Load the dense model of a bundle.
 
     Raises:
-        BackendError: ONNX Runtime or its CUDA provider is not installed, there is no such GPU, or
-            it refuses the model.
+        BackendError: ONNX Runtime or its provider is not installed, there is no such GPU, or it
+            refuses the model.
         BundleError: the model contradicts the bundle.
     """
     try:
@@ -39,37 +40,44 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OnnxRun
         raise BackendError(
             "backend onnxruntime is not installed; run: pip install onnxruntime"
         ) from err
-    providers = _providers(how.device, onnxruntime.get_available_providers())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = how.threads
-    options.log_severity_level = 3
-    # The refiner's threads run right after; spinning engine threads would take their cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = dense_model_file(bundle)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as err:  # the engine raises bare subclasses of Exception
-        raise BackendError(f"ONNX Runtime refuses {path}: {err}") from err
+
+    def input_name() -> str:
+        """What contradicts the bundle is found before an engine is built."""
+        return OnnxRuntimeSegmenter(bundle, _session(path, [(CPU_PROVIDER, {})], 1), how).input_name
+
+    available = onnxruntime.get_available_providers()
+    providers = choose_providers(bundle, how, available, input_name)
+    named = providers[0][0]
+    if named != CPU_PROVIDER:
+        report(Progress(f"loading the dense model, {named}"))
+    model = to_half(path) if how.engine.precision == "fp16" else path
+    session = _session(model, providers, how.threads)
     # It falls back to the CPU in silence where the provider's libraries do not load.
-    if device_kind(how.device) == "cuda" and CUDA_PROVIDER not in session.get_providers():
+    if named not in session.get_providers():
         raise BackendError(
-            f"ONNX Runtime could not start its {CUDA_PROVIDER}, see its log; install the CUDA and "
-            "cuDNN versions it asks for: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"ONNX Runtime could not start its {named}, see its log; install the libraries it asks "
+            "for; CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return OnnxRuntimeSegmenter(bundle, session, how)
 
 
-def _providers(device: str, available: Sequence[str]) -> list[Any]:
-    """What ONNX Runtime shall run the model on, best first."""
-    if device_kind(device) == "cpu":
-        return [_CPU_PROVIDER]
-    if CUDA_PROVIDER not in available:
-        raise BackendError(
-            f"expected an ONNX Runtime with {CUDA_PROVIDER} for device {device}, this one has "
-            f"{', '.join(available)}; run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
-        )
-    gpu = require_gpu(device, "backend onnxruntime")
-    return [(CUDA_PROVIDER, {"device_id": gpu.index}), _CPU_PROVIDER]
+def _session(
+    model: Path | bytes, providers: Providers, threads: int
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # The refiner's threads run right after; spinning engine threads would take their cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    whole = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(whole, options, providers=providers)
+    except Exception as err:  # the engine raises bare subclasses of Exception
+        what = "the model in half precision" if isinstance(model, bytes) else model
+        raise BackendError(f"ONNX Runtime refuses {what}: {err}") from err
 
 
 class OnnxRuntimeSegmenter:
@@ -85,7 +93,13 @@ class OnnxRuntimeSegmenter:
         if device_kind(how.device) == "cpu":
             self.description = f"onnxruntime CPU, {how.threads} threads"
         else:
-            self.description = f"onnxruntime CUDA, {how.device}"
+            provider = session.get_providers()[0].removesuffix("ExecutionProvider")
+            self.description = f"onnxruntime {provider} {how.engine.precision}, {how.device}"
+
+    @property
+    def input_name(self) -> str:
+        """Name of the graph's input."""
+        return self._contract.input.name
 
     def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
         """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].

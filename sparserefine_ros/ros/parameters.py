@@ -53,7 +53,8 @@ class NodeParameters:
     bundle: str = _parameter("street_small", "Bundle folder, or the name of a bundle shipped here.")
     backend: str = _parameter(
         "auto",
-        "Inference engine of the dense model: onnxruntime, openvino, tensorrt, tensorrt_rtx; auto "
+        "Inference engine of the dense model: onnxruntime, onnxruntime_tensorrt, "
+        "onnxruntime_tensorrt_rtx, openvino, tensorrt, tensorrt_rtx; auto "
         "chooses by device and says why in the log and the diagnostics.",
     )
     sparse_backend: str = _parameter(

@@ -43,6 +43,12 @@ def _spconv(unet: SparseUNet, threads: int) -> SparseEngine:
     return SpConvUNet(unet)
 
 
+def _torchsparse(unet: SparseUNet, dtype: torch.dtype) -> SparseEngine:
+    from sparserefine_ros.sparse.torchsparse import TorchSparseUNet
+
+    return TorchSparseUNet(unet, dtype=dtype)
+
+
 def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
     try:
         import triton  # noqa: F401
@@ -74,6 +80,8 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "triton-float16": lambda unet, threads: _triton(unet, "fp16"),
     "triton-bfloat16": lambda unet, threads: _triton(unet, "bf16"),
     "spconv": _spconv,
+    "torchsparse": lambda unet, threads: _torchsparse(unet, torch.float32),
+    "torchsparse-float16": lambda unet, threads: _torchsparse(unet, torch.float16),
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-onnxruntime": _dense_onnxruntime,
 }
@@ -107,7 +115,8 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     Args:
         name: "compiled" (our C++ kernels, float32), "compiled-bfloat16" (products of bfloat16, sums
             in float32), "pytorch", "triton" (our GPU kernels, float32), "triton-float16" and
-            "triton-bfloat16" (sums in float32), "spconv", or masked convolutions on the whole
+            "triton-bfloat16" (sums in float32), "spconv", "torchsparse" and "torchsparse-float16"
+            (on a GPU), or masked convolutions on the whole
             picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto": see
             `choose_engine`.
         unet: trained weights, on the device to run on.

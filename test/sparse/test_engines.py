@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import builtins
+import importlib
+import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from sparserefine_ros.sparse.unet import SparseUNet
 MASKS = example_masks()
 # Products of bfloat16 carry eight bits; the others sum float32 in another order.
 TOLERANCE = {"compiled-bfloat16": 5e-2}
+NO_TORCHSPARSE = "TorchSparse is not installed; docs/gpu.md says how to build it"
 NO_SPCONV = "SpConv is not installed: pip install spconv"
 
 
@@ -32,11 +36,18 @@ def make_unet() -> SparseUNet:
     return unet.eval()
 
 
-# Triton needs a GPU, or its interpreter, for which `test/triton_kernels` prepares.
-@pytest.fixture(params=[name for name in ENGINES if not name.startswith("triton")])
+# Triton needs a GPU, or its interpreter, for which `test/triton_kernels` prepares; float16 a GPU.
+ON_CPU = [
+    name for name in ENGINES if not name.startswith("triton") and not name.endswith("-float16")
+]
+
+
+@pytest.fixture(params=ON_CPU)
 def name(request: pytest.FixtureRequest) -> str:
     if request.param == "spconv":
         pytest.importorskip("spconv", reason=NO_SPCONV)
+    if request.param == "torchsparse":
+        request.getfixturevalue("torchsparse")
     if request.param.startswith("compiled") and compiled_kernels() is None:
         pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
     return str(request.param)
@@ -69,9 +80,12 @@ def test_sizes_and_masks_may_change_from_frame_to_frame(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "named", ["compiled", "compiled-bfloat16", "pytorch", "dense", "dense-onnxruntime"]
+    "named",
+    ["compiled", "compiled-bfloat16", "pytorch", "torchsparse", "dense", "dense-onnxruntime"],
 )
 def test_data_bounds(named: str, request: pytest.FixtureRequest) -> None:
+    if named == "torchsparse":
+        request.getfixturevalue(named)
     if named.startswith("compiled"):
         request.getfixturevalue("kernels")
     active, unet = MASKS["inner-block"], make_unet()
@@ -112,6 +126,43 @@ class TestSpConv:
         monkeypatch.setattr(builtins, "__import__", absent)
         with pytest.raises(BackendError, match="pip install spconv"):
             open_engine("spconv", make_unet(), threads=1)
+
+
+@pytest.fixture
+def torchsparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchSparse on the CPU: when it is imported it asks for a GPU, which it then does without."""
+    if importlib.util.find_spec("torchsparse") is None:
+        pytest.skip(NO_TORCHSPARSE)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    importlib.import_module("torchsparse")
+
+
+class TestTorchSparse:
+    @pytest.mark.usefixtures("torchsparse")
+    def test_as_many_outputs_as_inputs(self) -> None:
+        """It takes the middle tap for the identity then; here it links another site, or none."""
+        unet, found = make_unet(), 0
+        engine = open_engine("torchsparse", unet, threads=1)
+        for place in range(49):
+            active = torch.zeros(1, 1, 7, 7, dtype=torch.bool)
+            active.view(-1)[place] = True
+            plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+            down = plan.levels[0].down
+            assert down is not None
+            found += down.inputs == down.outputs
+            features = torch.randn(1, 5)
+            expected = unet(features, plan).detach()
+            assert_close(engine(features, plan), expected, "torchsparse")
+        assert found > 0
+
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torchsparse", None)
+        with pytest.raises(BackendError, match="see docs/gpu"):
+            open_engine("torchsparse", make_unet(), threads=1)
+
+    def test_float16_needs_a_gpu(self) -> None:
+        with pytest.raises(BackendError, match="expected a UNet on a GPU"):
+            open_engine("torchsparse-float16", make_unet(), threads=1)
 
 
 class TestByName:

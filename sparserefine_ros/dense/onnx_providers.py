@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The execution providers of ONNX Runtime that a backend stands for, best first.
+
+With TensorRT's provider ONNX Runtime builds engines of the parts of the model that TensorRT takes,
+runs the rest by CUDA, and keeps the engines in our cache folder by rules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.devices import device_kind, require_gpu
+from sparserefine_ros.dense.engine_builder import Shape
+from sparserefine_ros.dense.engine_cache import default_cache
+from sparserefine_ros.dense.engines import network_shapes
+from sparserefine_ros.dense.options import DenseOptions
+from sparserefine_ros.errors import BackendError
+
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+
+Providers = list[tuple[str, dict[str, str]]]
+
+
+_INSTALL_CUDA: Final = "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+
+
+@dataclass(frozen=True)
+class _TensorRt:
+    """A TensorRT provider.
+
+    Attributes:
+        provider: its name.
+        prefix: of its options.
+        install: what to do for an ONNX Runtime with it.
+    """
+
+    provider: str
+    prefix: str
+    install: str
+
+    def options(self, shapes: Sequence[Shape], name: str, folder: str) -> dict[str, str]:
+        """Shape profile and cache; `shapes` is one, or smallest, usual and largest."""
+        lowest, usual, highest = shapes if len(shapes) == 3 else (shapes[0],) * 3
+        profile = {"min": lowest, "opt": usual, "max": highest}
+        options = {
+            f"{self.prefix}_profile_{which}_shapes": f"{name}:{'x'.join(map(str, shape))}"
+            for which, shape in profile.items()
+        }
+        if self.prefix == "trt":
+            return {
+                **options,
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": folder,
+                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_path": folder,
+            }
+        return {**options, "nv_runtime_cache_path": folder}
+
+
+_TENSORRT: Final = {
+    "onnxruntime_tensorrt": _TensorRt(
+        "TensorrtExecutionProvider",
+        "trt",
+        f"{_INSTALL_CUDA} 'tensorrt>=10'",
+    ),
+    "onnxruntime_tensorrt_rtx": _TensorRt(
+        "NvTensorRTRTXExecutionProvider",
+        "nv",
+        "build ONNX Runtime with --use_nv_tensorrt_rtx (https://onnxruntime.ai/docs/build/eps.html)",
+    ),
+}
+
+
+def choose_providers(
+    bundle: Bundle, how: DenseOptions, available: Sequence[str], input_of: Callable[[], str]
+) -> Providers:
+    """Providers and their options; the first is the one asked for.
+
+    Args:
+        bundle: the bundle.
+        how: backend, device, and how engines are made.
+        available: what this ONNX Runtime has.
+        input_of: finds the name of the model's input; called where engines are made.
+
+    Raises:
+        BackendError: this ONNX Runtime has no such provider, there is no such GPU, the engine must
+            not be built, its cache cannot be written, or the sizes of the pictures are needed and
+            not known.
+    """
+    if device_kind(how.device) == "cpu":
+        return [(CPU_PROVIDER, {})]
+    tensorrt = _TENSORRT.get(how.backend)
+    provider = tensorrt.provider if tensorrt else CUDA_PROVIDER
+    if provider not in available:
+        raise BackendError(
+            f"expected an ONNX Runtime with {provider} for device {how.device}, this one has "
+            f"{', '.join(available)}; {tensorrt.install if tensorrt else _INSTALL_CUDA}"
+        )
+    gpu = {"device_id": str(require_gpu(how.device, f"backend {how.backend}").index)}
+    providers = [(CUDA_PROVIDER, gpu), (CPU_PROVIDER, {})]
+    if tensorrt is None:
+        return providers
+    if not how.engine.build:
+        raise BackendError(
+            f"backend {how.backend} builds its engine when the model is loaded and cannot be told "
+            "not to; allow it (build_engines), or choose backend tensorrt or tensorrt_rtx"
+        )
+    shapes = network_shapes(bundle, how.engine.picture_sizes)
+    options = tensorrt.options(shapes, input_of(), str(_cache_folder(bundle, how)))
+    return [(tensorrt.provider, {**gpu, **options}), *providers]
+
+
+def _cache_folder(bundle: Bundle, how: DenseOptions) -> Path:
+    """Where the engines of this model in this precision are kept; made if need be."""
+    name = f"{bundle.spec.dense.file.sha256}-{how.engine.precision}"
+    folder = (how.engine.cache or default_cache()) / "onnxruntime" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise BackendError(
+            f"expected a folder that can be written to for engines, {folder}: {err.strerror}; "
+            "choose another one (engine_cache)"
+        ) from err
+    return folder
