@@ -11,6 +11,7 @@ Shape legend: N input sites, M output sites of a convolution; P linked pairs.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,8 +31,9 @@ _MIDDLE: Final = TAPS // 2
 
 def _library() -> Any:
     try:
-        import torchsparse.backends
-        import torchsparse.nn.functional.conv.func as library
+        backends = importlib.import_module("torchsparse.backends")
+        # Attributes of its packages of that name are other modules.
+        library = importlib.import_module("torchsparse.nn.functional.conv.func")
     except ImportError as err:
         raise BackendError(
             f"expected the package torchsparse for the engine torchsparse ({err}); build it from "
@@ -40,7 +42,7 @@ def _library() -> Any:
     except (AssertionError, RuntimeError) as err:  # it asks for the GPU when it is imported
         raise BackendError(f"expected a GPU for the engine torchsparse: {err}") from err
     # Its float32 would be TF32 otherwise.
-    torchsparse.backends.allow_tf32 = False
+    backends.allow_tf32 = False  # type: ignore[attr-defined]
     return library
 
 

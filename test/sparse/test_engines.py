@@ -156,7 +156,8 @@ class TestTorchSparse:
         assert found > 0
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "torchsparse", None)
+        for module in ("torchsparse", "torchsparse.backends"):
+            monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(BackendError, match="see docs/gpu"):
             open_engine("torchsparse", make_unet(), threads=1)
 
