@@ -7,6 +7,7 @@ Pictures are uint8 [H, W, 3] in RGB order, 0 .. 255.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +89,12 @@ class Normaliser:
         self._flat_table = torch.from_numpy(tables.reshape(-1))
         self._offsets = torch.tensor([0, 256, 512])
 
+    def to(self, device: torch.device) -> Normaliser:
+        """The same for pixels on another device."""
+        moved = copy.copy(self)
+        moved._flat_table, moved._offsets = self._flat_table.to(device), self._offsets.to(device)
+        return moved
+
     def image_to_nchw(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise uint8 [h, w, 3] RGB to float32 [1, 3, h, w] in the network's channel order."""
         planes = np.empty((1, 3, *image.shape[:2]), np.float32)
@@ -107,6 +114,10 @@ class Normaliser:
         """
         # NumPy takes from read-only memory too, such as that of a message.
         rgb = torch.from_numpy(image.reshape(-1, 3).take(pixels.numpy(), axis=0))
+        return self.rows_to_features(rgb)
+
+    def rows_to_features(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Normalise uint8 [N, 3] RGB to float32 [N, 3] in the network's channel order."""
         if self._channels != (0, 1, 2):
             rgb = rgb[:, list(self._channels)]
         index = rgb.to(torch.int64).add_(self._offsets)

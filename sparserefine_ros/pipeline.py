@@ -21,11 +21,11 @@ from sparserefine_ros.dense.backends import choose_backend
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
 from sparserefine_ros.dense.stage import DenseResult, DenseStage
-from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.errors import ConfigurationError, DeviceMemoryError
 from sparserefine_ros.image import check_image
 from sparserefine_ros.maps import assemble_maps
-from sparserefine_ros.records import Map, Prediction, Selection
-from sparserefine_ros.refiner import RefineStage, load_refiner
+from sparserefine_ros.records import Map, Prediction, Selection, Uncertainty
+from sparserefine_ros.refiner import load_refiner, open_refine_stage
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.selectors import open_selector
 
@@ -40,7 +40,7 @@ class PipelineOptions:
         backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
         sparse_backend: engine of the sparse UNet, see `sparserefine_ros.sparse.engines`; "auto"
             takes the fastest that suits this processor.
-        device: of the dense engine: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N", for the dense engine and sparse ones that need a GPU.
         threads: threads of each engine; 0 for one per available core.
         engine: precision and cache of engines that are built from the model.
         entropy_threshold: nats; None for the bundle's.
@@ -81,6 +81,12 @@ class Pipeline:
         threads = options.threads or available_cores()
         torch.set_num_threads(threads)
         self.bundle = bundle
+        self.selector = open_selector(bundle)
+        self._refine = None
+        if bundle.spec.refiner:
+            self._refine = open_refine_stage(
+                load_refiner(bundle), bundle, engine=options.sparse_backend, device=options.device
+            )
         choice = choose_backend(bundle, options.backend, options.device, options.engine)
         segmenter = open_segmenter(
             bundle,
@@ -88,14 +94,10 @@ class Pipeline:
             device=options.device,
             threads=threads,
             engine=options.engine,
+            on_device=self._stays_on_device(),
             report=report,
         )
         self._look = DenseStage(segmenter, bundle.spec.dense.input)
-        self._refine = None
-        if bundle.spec.refiner:
-            refiner = load_refiner(bundle)
-            self._refine = RefineStage(refiner, bundle, engine=options.sparse_backend)
-        self.selector = open_selector(bundle)
         self.pixel_cost = PixelCost()
         self._bundle_threshold = self.selector.threshold
         self._bundle_budget = self.selector.max_pixels
@@ -137,12 +139,11 @@ class Pipeline:
             affordable = self.pixel_cost.affordable(time_left_ms - dense_ms)
         with clock("selection"):
             selection = self._select(found, truth, affordable)
-        fused = None
-        if self._refine:
-            fused = self._refine(image, found.dense, selection, clock, truth)
+        selection, fused, unrefined = self._refined(image, found, selection, clock, truth)
         with clock("maps"):
             outputs = assemble_maps(found.uncertainty, selection, fused, maps)
-        self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
+        if not unrefined:
+            self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
         return Prediction(
             labels=outputs.labels,
             entropy=outputs.entropy,
@@ -156,15 +157,44 @@ class Pipeline:
             candidate_pixels=selection.candidates,
             budget_hit=selection.budget_hit,
             affordable_pixels=affordable,
+            unrefined=unrefined,
             times=clock.times(),
         )
+
+    def _stays_on_device(self) -> bool:
+        """Whether nobody but stages on the GPU looks at the dense maps."""
+        return (
+            self._refine is not None
+            and self._refine.on_gpu
+            and self.selector.kind in ("entropy", "random", "oracle")
+        )
+
+    def _refined(
+        self,
+        image: NDArray[np.uint8],
+        found: DenseResult,
+        selection: Selection,
+        clock: StageClock,
+        truth: NDArray[np.uint8] | None,
+    ) -> tuple[Selection, Uncertainty | None, str]:
+        """What was refined and how; where memory ran out nothing was, and why."""
+        if self._refine is None:
+            return selection, None, ""
+        try:
+            return selection, self._refine(image, found.dense, selection, clock, truth), ""
+        except DeviceMemoryError as err:
+            return self._nothing(found, selection.candidates), None, str(err)
+
+    @staticmethod
+    def _nothing(found: DenseResult, candidates: int) -> Selection:
+        mask = torch.zeros(found.uncertainty.entropy.shape, dtype=torch.bool)
+        return selection_from_mask(mask, found.full_size, candidates=candidates)
 
     def _select(
         self, found: DenseResult, truth: NDArray[np.uint8] | None, at_most: int | None
     ) -> Selection:
         if self._refine is None:
-            nothing = torch.zeros(found.uncertainty.entropy.shape, dtype=torch.bool)
-            return selection_from_mask(nothing, found.full_size)
+            return self._nothing(found, 0)
         return self.selector(
             found.low_res_image,
             found.dense,

@@ -78,6 +78,7 @@ class Selection:
         full_size: (H, W).
         candidates: number of full-resolution pixels above the threshold, before the budget.
         budget_hit: whether the pixel budget removed candidates.
+        whole_blocks: whether the pixels are all those of the selected low-resolution pixels.
     """
 
     pixels: torch.Tensor
@@ -86,6 +87,7 @@ class Selection:
     full_size: tuple[int, int]
     candidates: int
     budget_hit: bool
+    whole_blocks: bool = True
 
     @property
     def count(self) -> int:
@@ -140,6 +142,8 @@ class Prediction:
         candidate_pixels: number of pixels above the threshold, before the pixel budget.
         budget_hit: whether the pixel budget, or the deadline, removed candidates.
         affordable_pixels: how many the deadline allowed; None without one.
+        unrefined: why nothing was refined although pixels were selected, when the memory of the GPU
+            ran out; empty otherwise.
         times: wall-clock time of each stage.
     """
 
@@ -155,6 +159,7 @@ class Prediction:
     candidate_pixels: int
     budget_hit: bool
     affordable_pixels: int | None
+    unrefined: str
     times: StageTimes
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +18,20 @@ from torch import Tensor, nn
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.clock import StageClock
+from sparserefine_ros.dense.devices import device_kind, require_gpu
 from sparserefine_ros.ensemble import Fuser, make_ensembler
 from sparserefine_ros.errors import BackendError, BundleError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.selection import nearest_index
-from sparserefine_ros.sparse.engines import AUTO, choose_engine, open_engine
+from sparserefine_ros.sparse.engines import (
+    AUTO,
+    choose_engine,
+    open_engine,
+    require_triton,
+    runs_on_gpu,
+)
 from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import SparseUNet
@@ -127,10 +135,13 @@ class RefineStage:
 
     Attributes:
         description: what computes, for logs and diagnostics.
+        on_gpu: False.
 
     Raises:
         BackendError: no engine of that name, or it is not installed.
     """
+
+    on_gpu = False
 
     def __init__(self, refiner: Refiner, bundle: Bundle, *, engine: str = AUTO) -> None:
         spec = _refiner_spec(bundle)
@@ -172,6 +183,51 @@ class RefineStage:
             return self._fuse(dense_logits, refined_logits, labels)
 
 
+class RefinesFrames(Protocol):
+    """What `open_refine_stage` returns; see `RefineStage`."""
+
+    description: str
+    on_gpu: bool
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        dense: DenseOutput,
+        selection: Selection,
+        clock: StageClock,
+        truth: NDArray[np.uint8] | None = None,
+    ) -> Uncertainty | None:
+        """See `RefineStage`; on a GPU its memory may run out (`DeviceMemoryError`)."""
+
+
+def open_refine_stage(
+    refiner: Refiner, bundle: Bundle, *, engine: str = AUTO, device: str = "cpu"
+) -> RefinesFrames:
+    """The refine stage where its engine runs.
+
+    Args:
+        refiner: trained weights; they are copied.
+        bundle: the bundle whose `refiner` section describes them.
+        engine: of the sparse UNet, see `sparserefine_ros.sparse.engines`; those that need no GPU
+            run on the CPU, whatever the device.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        BackendError: no engine of that name, it is not installed, or there is no such GPU.
+    """
+    name = engine
+    if isinstance(refiner.extractor, SparseUNet):
+        name = choose_engine(engine, device_kind(device))
+    if not runs_on_gpu(name):
+        return RefineStage(refiner, bundle, engine=name)
+    require_triton()
+    from sparserefine_ros.triton_kernels.stage import TritonRefineStage
+
+    on_gpu = device_kind(device) == "cuda"
+    place = require_gpu(device, f"the sparse engine {name}") if on_gpu else torch.device(device)
+    return TritonRefineStage(refiner, bundle, engine=name, device=place)
+
+
 def _for_inference(
     extractor: SparseUNet | PointNet, engine: str, threads: int
 ) -> tuple[Callable[[Tensor, SparsePlan], Tensor], str]:
@@ -182,7 +238,7 @@ def _for_inference(
                 f"expected the sparse engine auto or pytorch for a PointNet, got {engine!r}"
             )
         return torch.inference_mode()(copy.deepcopy(extractor).eval()), "pytorch"
-    name = choose_engine(engine, extractor)
+    name = choose_engine(engine)
     return open_engine(name, extractor, threads=threads), name
 
 

@@ -114,6 +114,7 @@ def selection_from_pixels(
         full_size=full_size,
         candidates=candidates.size,
         budget_hit=pixels.size < candidates.size,
+        whole_blocks=False,
     )
 
 

@@ -28,11 +28,16 @@ def measure_uncertainty(logits: torch.Tensor) -> Uncertainty:
     """Summarise logits per pixel.
 
     Args:
-        logits: float32 [C, h, w] on the CPU, finite.
+        logits: float32 [C, h, w], finite; on a GPU Triton's kernel takes them.
 
     Returns:
-        Entropy, labels and top probability, each [h, w].
+        Entropy, labels and top probability, each [h, w], on the CPU.
     """
+    if logits.is_cuda:
+        from sparserefine_ros.triton_kernels import fusion as triton_fusion
+
+        found = triton_fusion.measure_uncertainty(logits)
+        return Uncertainty(found.entropy.cpu(), found.labels.cpu(), found.top_probability.cpu())
     size = logits.shape[-2:]
     columns = logits.detach().reshape(logits.shape[0], -1)
     entropy, labels, top = summarise_columns(columns)

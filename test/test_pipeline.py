@@ -22,7 +22,13 @@ from torch.nn import functional as F
 
 from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, sealed
 from sparserefine_ros.configuration import write_yaml
-from sparserefine_ros.errors import BackendError, BundleError, ConfigurationError, ImageError
+from sparserefine_ros.errors import (
+    BackendError,
+    BundleError,
+    ConfigurationError,
+    DeviceMemoryError,
+    ImageError,
+)
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS, STAGES, Map, Prediction
@@ -311,6 +317,29 @@ class TestSettings:
         assert not pipeline(picture, ALL_MAPS).budget_hit
         pipeline.max_refined_pixels = 0
         assert pipeline(picture).refined_pixels == everything.refined_pixels
+
+    def test_memory_runs_out_for_one_frame(
+        self, folder: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The frame keeps its dense result, the next one is refined again."""
+        pipeline = fresh(folder)
+        expected = pipeline(picture, ALL_MAPS)
+
+        def fail(*arguments: object) -> None:
+            raise DeviceMemoryError("expected memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "_refine", fail)
+            found = pipeline(picture, ALL_MAPS)
+        assert found.unrefined == "expected memory"
+        assert (found.refined_pixels, found.budget_hit) == (0, False)
+        assert found.candidate_pixels == expected.candidate_pixels
+        assert np.array_equal(found.labels, expected.dense_labels)
+        assert found.refined is not None
+        assert not found.refined.any()
+        after = pipeline(picture, ALL_MAPS)
+        assert after.unrefined == ""
+        assert np.array_equal(after.labels, expected.labels)
 
     @pytest.mark.parametrize("nats", [-0.1, 1.2, math.inf, math.nan])
     def test_impossible_thresholds(self, folder: Path, nats: float) -> None:

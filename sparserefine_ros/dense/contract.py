@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import DenseFeaturesSpec, DenseInput
@@ -24,6 +26,8 @@ from sparserefine_ros.errors import BundleError, ModelOutputError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.records import DenseOutput
 
+_NOT_FINITE: Final = "the dense model returned NaN or infinity; check its weights"
+_LEAST_PROBABILITY: Final = 1e-10
 _INPUT_TYPES: Final = {"float32": np.float32, "float16": np.float16}
 
 
@@ -110,31 +114,57 @@ class Contract:
         logits = torch.from_numpy(self._logits(raw[0], size))
         if self._features is None:
             return DenseOutput(logits)
-        return DenseOutput(logits, _feature_maps(raw[1], self._features))
+        return DenseOutput(logits, torch.from_numpy(_feature_maps(raw[1], self._features)))
+
+    def device_output(self, raw: Sequence[Tensor], size: tuple[int, int]) -> DenseOutput:
+        """`dense_output` of what lies on a GPU, which stays there."""
+        output = self._spec.output
+        maps = raw[0].permute(0, 3, 1, 2) if _is_nhwc(output.layout, raw[0].ndim) else raw[0]
+        self._check_logits(maps.shape, size)
+        found = [maps[0].float()]
+        if self._features is not None:
+            maps = raw[1]
+            if _is_nhwc(self._features.layout, maps.ndim):
+                maps = maps.permute(0, 3, 1, 2)
+            _check_feature_maps(maps.shape, self._features)
+            found.append(maps[0].float().contiguous())
+        if not torch.stack([maps.isfinite().all() for maps in found]).all():
+            raise ModelOutputError(_NOT_FINITE)
+        logits = found[0]
+        if logits.shape[1:] != size:
+            logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        if output.kind == "probabilities":
+            logits = logits.clamp_min(_LEAST_PROBABILITY).log()
+        return DenseOutput(logits.contiguous(), *found[1:])
 
     def _logits(self, raw: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
         output = self._spec.output
-        if output.layout == "NHWC" and raw.ndim == 4:
+        if _is_nhwc(output.layout, raw.ndim):
             raw = raw.transpose(0, 3, 1, 2)
-        if raw.ndim != 4 or raw.shape[:2] != (1, self._classes):
+        self._check_logits(raw.shape, size)
+        maps = np.ascontiguousarray(raw[0], dtype=np.float32)
+        if not np.isfinite(maps).all():
+            raise ModelOutputError(_NOT_FINITE)
+        maps = _resize_maps(maps, size)
+        if output.kind == "probabilities":
+            np.log(np.clip(maps, _LEAST_PROBABILITY, None, out=maps), out=maps)
+        return maps
+
+    def _check_logits(self, shape: Sequence[int], size: tuple[int, int]) -> None:
+        """Check the shape of an output that was brought to NCHW."""
+        output = self._spec.output
+        if len(shape) != 4 or tuple(shape[:2]) != (1, self._classes):
             raise ModelOutputError(
                 f"expected dense output [1, {self._classes}, h / {output.stride}, "
-                f"w / {output.stride}] ({output.layout}), got {list(raw.shape)}; "
+                f"w / {output.stride}] ({output.layout}), got {list(shape)}; "
                 "correct the classes or output section of bundle.yaml"
             )
-        for side, full in zip(raw.shape[2:], size, strict=True):
+        for side, full in zip(shape[2:], size, strict=True):
             if side not in (full // output.stride, -(-full // output.stride)):
                 raise ModelOutputError(
                     f"expected dense output of {size[0]} x {size[1]} / {output.stride}, got "
-                    f"{raw.shape[2]} x {raw.shape[3]}; correct output.stride in bundle.yaml"
+                    f"{shape[2]} x {shape[3]}; correct output.stride in bundle.yaml"
                 )
-        maps = np.ascontiguousarray(raw[0], dtype=np.float32)
-        if not np.isfinite(maps).all():
-            raise ModelOutputError("the dense model returned NaN or infinity; check its weights")
-        maps = _resize_maps(maps, size)
-        if output.kind == "probabilities":
-            np.log(np.clip(maps, 1e-10, None, out=maps), out=maps)
-        return maps
 
 
 def network_shape(spec: DenseInput, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -151,19 +181,27 @@ def _check_features_shape(shape: list[Any], spec: DenseFeaturesSpec, bundle: Bun
         )
 
 
-def _feature_maps(raw: NDArray[Any], spec: DenseFeaturesSpec) -> torch.Tensor:
+def _is_nhwc(layout: str, axes: int) -> bool:
+    return layout == "NHWC" and axes == 4
+
+
+def _feature_maps(raw: NDArray[Any], spec: DenseFeaturesSpec) -> NDArray[np.float32]:
     """One picture's features as float32 [F, h', w']."""
-    if spec.layout == "NHWC" and raw.ndim == 4:
+    if _is_nhwc(spec.layout, raw.ndim):
         raw = raw.transpose(0, 3, 1, 2)
-    if raw.ndim != 4 or raw.shape[:2] != (1, spec.channels) or 0 in raw.shape:
-        raise ModelOutputError(
-            f"expected dense features [1, {spec.channels}, rows, columns] ({spec.layout}), "
-            f"got {list(raw.shape)}; correct dense.features in bundle.yaml"
-        )
+    _check_feature_maps(raw.shape, spec)
     maps = np.ascontiguousarray(raw[0], dtype=np.float32)
     if not np.isfinite(maps).all():
-        raise ModelOutputError("the dense model returned NaN or infinite features")
-    return torch.from_numpy(maps)
+        raise ModelOutputError(_NOT_FINITE)
+    return maps
+
+
+def _check_feature_maps(shape: Sequence[int], spec: DenseFeaturesSpec) -> None:
+    if len(shape) != 4 or tuple(shape[:2]) != (1, spec.channels) or 0 in shape:
+        raise ModelOutputError(
+            f"expected dense features [1, {spec.channels}, rows, columns] ({spec.layout}), "
+            f"got {list(shape)}; correct dense.features in bundle.yaml"
+        )
 
 
 def _named(

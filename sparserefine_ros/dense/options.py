@@ -68,12 +68,14 @@ class DenseOptions:
         device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of the engine, at least one.
         engine: how it is made.
+        on_device: whether its results may stay on a GPU, for stages that run there.
     """
 
     backend: str
     device: str
     threads: int
     engine: EngineOptions = DEFAULT_ENGINE
+    on_device: bool = False
 
 
 def parse_picture_sizes(text: str) -> tuple[tuple[int, int], ...]:

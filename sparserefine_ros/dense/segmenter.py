@@ -38,7 +38,7 @@ class Segmenter(Protocol):
         """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
 
         Features come along when the bundle's refiner or selector uses them. All of it lies on the
-        CPU, wherever the model ran.
+        CPU, wherever the model ran, unless it was opened with `on_device`.
 
         Raises:
             ModelOutputError: the model returned NaN, infinity or the wrong shape.
@@ -55,6 +55,7 @@ def open_segmenter(
     device: str,
     threads: int,
     engine: EngineOptions = DEFAULT_ENGINE,
+    on_device: bool = False,
     report: Report = silent,
 ) -> Segmenter:
     """Load the dense model of a bundle.
@@ -65,6 +66,7 @@ def open_segmenter(
         device: "cpu", "cuda" or "cuda:N".
         threads: threads of the engine; 0 for one per available core.
         engine: how the engine is made from the model.
+        on_device: whether results may stay on the GPU.
         report: gets a line now and then while an engine is built.
 
     Raises:
@@ -81,7 +83,7 @@ def open_segmenter(
         )
     require_precision(name, engine.precision)
     opener: Opener = importlib.import_module(known.module).open_segmenter
-    how = DenseOptions(name, device, threads or available_cores(), engine)
+    how = DenseOptions(name, device, threads or available_cores(), engine, on_device)
     return opener(bundle, how, report)
 
 

@@ -60,12 +60,12 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> TensorR
     with on_gpu(device):
         engine = obtain_engine(bundle, library, **wanted)
         try:
-            return TensorRtSegmenter(bundle, library, engine.cached, device)
+            return TensorRtSegmenter(bundle, library, engine.cached, device, how.on_device)
         except RefusedEngineError as err:
             if engine.built or not how.engine.build:
                 raise
             engine = obtain_engine(bundle, library, **wanted, refused=str(err))
-            return TensorRtSegmenter(bundle, library, engine.cached, device)
+            return TensorRtSegmenter(bundle, library, engine.cached, device, how.on_device)
 
 
 def _refusal(what: str, said: str) -> BackendError:
@@ -79,9 +79,14 @@ class TensorRtSegmenter:
     """See `sparserefine_ros.dense.segmenter.Segmenter`; made while `device` is the current GPU."""
 
     def __init__(
-        self, bundle: Bundle, library: Library, cached: CachedEngine, device: torch.device
+        self,
+        bundle: Bundle,
+        library: Library,
+        cached: CachedEngine,
+        device: torch.device,
+        on_device: bool,
     ) -> None:
-        self._library, self._device = library, device
+        self._library, self._device, self._on_device = library, device, on_device
         with library.complaints() as complaints:
             # The runtime must outlive its engine, and the engine its context.
             self._runtime = library.trt.Runtime(library.log)
@@ -119,18 +124,25 @@ class TensorRtSegmenter:
         """
         network_input = torch.from_numpy(self._contract.network_input(low_res_image))
         height, width = low_res_image.shape[:2]
-        with torch.cuda.stream(self._stream()), self._library.complaints() as complaints:
+        stream, size = self._stream(), (height, width)
+        with torch.cuda.stream(stream), self._library.complaints() as complaints:
             try:
-                buffers = self._fit(tuple(network_input.shape), (height, width))
+                buffers = self._fit(tuple(network_input.shape), size)
                 buffers.input.copy_(network_input)
                 if not buffers.run():
                     raise ModelOutputError(f"the dense model failed: {first_cause(complaints)}")
-                # The copy to the CPU waits for the stream.
-                raw = [buffers.outputs[name].cpu() for name in self._contract.output_names]
+                raw = [buffers.outputs[name] for name in self._contract.output_names]
+                if self._on_device:
+                    # The next picture overwrites the buffers.
+                    found = self._contract.device_output([part.clone() for part in raw], size)
+                else:
+                    # The copy to the CPU waits for the stream.
+                    arrays = [_as_float(part.cpu()).numpy() for part in raw]
+                    found = self._contract.dense_output(arrays, size)
             except RuntimeError as err:  # PyTorch's CUDA errors, out of memory among them
                 raise ModelOutputError(f"the dense model failed: {err}") from err
-        arrays = [_as_float(values).numpy() for values in raw]
-        return self._contract.dense_output(arrays, (height, width))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return found
 
     def _stream(self) -> torch.cuda.Stream:
         """PyTorch's current stream; on the default one TensorRT would wait, and not capture."""

@@ -148,6 +148,9 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
     rejected = camera.counts.rejected_total - camera.previous.rejected_total
     if rejected > 0:
         return Level.WARN, f"{rejected} frames rejected, the last: {camera.counts.last_rejection}"
+    unrefined = [frame.unrefined for frame in camera.recent_frames if frame.unrefined]
+    if unrefined:
+        return Level.WARN, f"{len(unrefined)} frames not refined, the last: {unrefined[-1]}"
     if slow:
         return Level.WARN, _latency_text(latency_ms, limits.warn_ms)
     afforded = _afford(camera.recent_frames)
@@ -225,7 +228,10 @@ def _count_values(
 
 
 def _refinement_values(camera: CameraReport) -> list[tuple[str, str]]:
-    values = [("budget_hits", str(camera.window.budget_hits))]
+    values = [
+        ("budget_hits", str(camera.window.budget_hits)),
+        ("unrefined", str(camera.window.unrefined)),
+    ]
     if camera.frames:
         frames, last = camera.frames, camera.frames[-1]
         hit_share = np.mean([frame.budget_hit for frame in frames])

@@ -59,10 +59,12 @@ class NodeParameters:
     )
     sparse_backend: str = _parameter(
         "auto",
-        "Engine of the sparse refiner; auto takes compiled-bfloat16 where the CPU has bfloat16, "
-        "else compiled, else pytorch.",
+        "Engine of the sparse refiner; auto takes triton-float16 on a GPU with Triton, else "
+        "compiled-bfloat16 where the CPU has bfloat16, else compiled, else pytorch.",
     )
-    device: str = _parameter("cpu", "Where the dense model runs, such as cpu or cuda:0.")
+    device: str = _parameter(
+        "cpu", "cpu, or a GPU such as cuda:0, for the dense model and sparse engines that need one."
+    )
     dense_precision: str = _parameter(
         "model",
         "Arithmetic of the dense model: model keeps the number types of its file; fp16 is for "
@@ -318,7 +320,11 @@ def parameters_yaml() -> str:
         if spec.run_time:
             notes.append("Changes at run time.")
         lines += textwrap.wrap(
-            " ".join(notes), 98, initial_indent="    # ", subsequent_indent="    # "
+            " ".join(notes),
+            98,
+            initial_indent="    # ",
+            subsequent_indent="    # ",
+            break_on_hyphens=False,
         )
         lines.append(f"    {spec.name}: {json.dumps(spec.default)}")
     return "\n".join(lines) + "\n"

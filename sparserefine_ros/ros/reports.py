@@ -30,6 +30,7 @@ class FrameRecord:
         refined_share: share of the frame, 0 .. 1.
         budget_hit: whether the pixel budget, or the deadline, removed candidates.
         affordable_pixels: how many the deadline allowed; None without one.
+        unrefined: why the memory of the GPU did not suffice to refine it; empty where it did.
     """
 
     size: tuple[int, int]
@@ -40,6 +41,7 @@ class FrameRecord:
     refined_share: float
     budget_hit: bool
     affordable_pixels: int | None = None
+    unrefined: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class FrameWindow:
     Attributes:
         frames: oldest first, at most WINDOW_FRAMES.
         budget_hits: frames since the start at which the pixel budget removed candidates.
+        unrefined: frames since the start whose refinement found too little memory.
         size_changes: how often since the start a frame had another size than the one before.
     """
 
     frames: tuple[FrameRecord, ...] = ()
     budget_hits: int = 0
+    unrefined: int = 0
     size_changes: int = 0
 
 
@@ -64,6 +68,7 @@ class FrameHistory:
         self._lock = threading.Lock()
         self._frames: collections.deque[FrameRecord] = collections.deque(maxlen=WINDOW_FRAMES)
         self._budget_hits = 0
+        self._unrefined = 0
         self._size_changes = 0
 
     def add(self, record: FrameRecord) -> bool:
@@ -76,13 +81,16 @@ class FrameHistory:
             changed = bool(self._frames) and self._frames[-1].size != record.size
             self._frames.append(record)
             self._budget_hits += record.budget_hit
+            self._unrefined += bool(record.unrefined)
             self._size_changes += changed
             return changed
 
     def snapshot(self) -> FrameWindow:
         """The frames and counts now."""
         with self._lock:
-            return FrameWindow(tuple(self._frames), self._budget_hits, self._size_changes)
+            return FrameWindow(
+                tuple(self._frames), self._budget_hits, self._unrefined, self._size_changes
+            )
 
 
 @dataclass(frozen=True)

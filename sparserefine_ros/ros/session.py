@@ -96,6 +96,7 @@ class Session:
             refined_share=prediction.refined_share,
             budget_hit=prediction.budget_hit,
             affordable_pixels=prediction.affordable_pixels,
+            unrefined=prediction.unrefined,
         )
         if frame.stream.history.add(record):
             height, width = prediction.size

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
@@ -49,7 +50,12 @@ def _torchsparse(unet: SparseUNet, dtype: torch.dtype) -> SparseEngine:
     return TorchSparseUNet(unet, dtype=dtype)
 
 
-def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
+def require_triton() -> None:
+    """Check that Triton is there.
+
+    Raises:
+        BackendError: it is not installed.
+    """
     try:
         import triton  # noqa: F401
     except ImportError as err:
@@ -57,6 +63,10 @@ def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> Spa
             f"expected the package triton for the engine triton ({err}); pip install triton "
             "(Linux, x86-64)"
         ) from err
+
+
+def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
+    require_triton()
     from sparserefine_ros.triton_kernels.unet import TritonUNet
 
     return TritonUNet(unet, precision=precision)
@@ -88,17 +98,29 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
 ENGINES: Final = tuple(_ENGINES)
 
 
-def choose_engine(name: str, unet: SparseUNet) -> str:
+def runs_on_gpu(name: str) -> bool:
+    """Whether the engine of that name needs a GPU."""
+    return name.startswith(("triton", "torchsparse"))
+
+
+def choose_engine(name: str, device: str = "cpu") -> str:
     """The engine that a name stands for; "auto" takes the fastest that suits processor and device.
 
-    On the CPU that is "compiled-bfloat16" where the processor multiplies bfloat16 itself, else
-    "compiled", or "pytorch" where no kernels were compiled; on other devices "pytorch".
+    On a GPU that is "triton-float16" where Triton is installed. Elsewhere it is "compiled-bfloat16"
+    where the processor multiplies bfloat16 itself, else "compiled", or "pytorch" where no kernels
+    were compiled.
+
+    Args:
+        name: of an engine, or "auto".
+        device: kind of the device, "cpu" or "cuda".
 
     Raises:
         BackendError: no engine of that name.
     """
     if name == AUTO:
-        kernels = compiled_kernels() if unet.head.weight.device.type == "cpu" else None
+        if device == "cuda" and importlib.util.find_spec("triton"):
+            return "triton-float16"
+        kernels = compiled_kernels()
         if kernels is None:
             return "pytorch"
         return "compiled-bfloat16" if kernels.has_bfloat16 else "compiled"
@@ -125,4 +147,4 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     Raises:
         BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
-    return _ENGINES[choose_engine(name, unet)](unet, threads)
+    return _ENGINES[choose_engine(name, unet.head.weight.device.type)](unet, threads)

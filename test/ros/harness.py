@@ -93,6 +93,7 @@ class FakePipeline:
             candidate_pixels=2 * width,
             budget_hit=True,
             affordable_pixels=None if time_left_ms is None else max(0, int(100 * time_left_ms)),
+            unrefined="",
             times=StageTimes(dict.fromkeys(STAGES, 1.5)),
         )
 

@@ -122,6 +122,14 @@ def test_latency_statistics_against_the_standard_library() -> None:
             assert f"latency_ms.{stage}.{figure}" in pairs
 
 
+def test_frames_that_memory_did_not_suffice_for() -> None:
+    frames = (frame(), frame(unrefined="no memory for 9 pixels"))
+    status = judge(report(camera(window=FrameWindow(frames, unrefined=7))))
+    assert status.level is Level.WARN
+    assert status.message == "1 frames not refined, the last: no memory for 9 pixels"
+    assert values(status)["unrefined"] == "7"
+
+
 def test_refinement_figures() -> None:
     frames = (
         frame(refined_pixels=300, refined_share=0.3, budget_hit=True),

@@ -44,6 +44,13 @@ def image(second: int) -> Image:
     return message
 
 
+def test_history_counts_frames_that_were_not_refined() -> None:
+    history = FrameHistory()
+    for unrefined in ("", "no memory", "no memory"):
+        history.add(record(unrefined=unrefined))
+    assert history.snapshot().unrefined == 2
+
+
 def test_history_keeps_a_window_but_counts_all_budget_hits() -> None:
     history = FrameHistory()
     for index in range(WINDOW_FRAMES + 30):

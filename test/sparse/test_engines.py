@@ -186,8 +186,8 @@ class TestAuto:
         self, native: bool, chosen: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(kernels, "has_bfloat16", native)
-        assert choose_engine("auto", make_unet()) == chosen
+        assert choose_engine("auto") == chosen
 
     def test_without_compiled_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
-        assert choose_engine("auto", make_unet()) == "pytorch"
+        assert choose_engine("auto") == "pytorch"

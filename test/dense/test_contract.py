@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stays on a GPU against what comes down from it; both looked at on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.dense.contract import Contract, GraphTensor
+from sparserefine_ros.errors import ModelOutputError
+
+CLASSES, FEATURES = 3, 5
+SIZE = (12, 20)
+
+
+def make_contract(tiny_bundle: Path, *, features: str = "", **output: Any) -> Contract:
+    """For a model with the outputs that a bundle describes so."""
+    bundle = Bundle.open(tiny_bundle)
+    fields = bundle.spec.model_dump()
+    fields["dense"]["output"] |= {"name": "logits", **output}
+    outputs = [GraphTensor("logits", ["b", "c", "h", "w"], "float32")]
+    if features:
+        fields["dense"]["features"] = {
+            "name": "features", "channels": FEATURES, "layout": features
+        }  # fmt: skip
+        fields["refiner"]["inputs"] = ("rgb", "features")
+        outputs.append(GraphTensor("features", ["b", "f", "h", "w"], "float32"))
+    spec = type(bundle.spec).model_validate(fields)
+    inputs = [GraphTensor("image", [1, 3, "h", "w"], "float32")]
+    return Contract(Bundle(bundle.folder, spec, ""), inputs, outputs)
+
+
+def random_maps(channels: int, *size: int, layout: str = "NCHW") -> Tensor:
+    maps = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(channels))
+    return maps if layout == "NCHW" else maps.permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_equals_what_comes_down(tiny_bundle: Path, layout: str, stride: int, kind: str) -> None:
+    contract = make_contract(tiny_bundle, features=layout, layout=layout, stride=stride, kind=kind)
+    raw = random_maps(CLASSES, SIZE[0] // stride, SIZE[1] // stride, layout=layout)
+    if kind == "probabilities":
+        raw = raw.softmax(1 if layout == "NCHW" else 3)
+    features = random_maps(FEATURES, 6, 7, layout=layout)
+    expected = contract.dense_output([raw.numpy(), features.numpy()], SIZE)
+    found = contract.device_output([raw, features], SIZE)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert found.features is not None
+    assert expected.features is not None
+    assert torch.equal(found.features, expected.features)
+    assert found.logits.is_contiguous()
+
+
+def test_half_precision_becomes_float32(tiny_bundle: Path) -> None:
+    raw = random_maps(CLASSES, *SIZE).half()
+    found = make_contract(tiny_bundle, stride=1).device_output([raw], SIZE)
+    assert found.logits.dtype == torch.float32
+    assert torch.equal(found.logits, raw[0].float())
+
+
+class TestUnusable:
+    def test_shapes(self, tiny_bundle: Path) -> None:
+        contract = make_contract(tiny_bundle, stride=2)
+        with pytest.raises(ModelOutputError, match=r"expected dense output \[1, 3, h / 2"):
+            contract.device_output([random_maps(4, 6, 10)], SIZE)
+        with pytest.raises(ModelOutputError, match=r"12 x 20 / 2, got 12 x 20"):
+            contract.device_output([random_maps(3, *SIZE)], SIZE)
+
+    def test_features(self, tiny_bundle: Path) -> None:
+        contract = make_contract(tiny_bundle, stride=1, features="NCHW")
+        with pytest.raises(ModelOutputError, match=r"expected dense features \[1, 5, rows"):
+            contract.device_output([random_maps(3, *SIZE), random_maps(4, 6, 10)], SIZE)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("where", [0, 1])
+    def test_not_finite(self, tiny_bundle: Path, value: float, where: int) -> None:
+        contract = make_contract(tiny_bundle, stride=1, features="NCHW")
+        raw = [random_maps(3, *SIZE), random_maps(5, 6, 10)]
+        raw[where][0, 0, 0, 0] = value
+        with pytest.raises(ModelOutputError, match="returned NaN or infinity"):
+            contract.device_output(raw, SIZE)
