@@ -49,7 +49,7 @@ def test_equals_what_comes_down(tiny_bundle: Path, layout: str, stride: int, kin
     if kind == "probabilities":
         raw = raw.softmax(1 if layout == "NCHW" else 3)
     features = random_maps(FEATURES, 6, 7, layout=layout)
-    expected = contract.dense_output([raw.numpy(), features.numpy()], SIZE)
+    expected = contract.dense_output([raw.clone().numpy(), features.numpy()], SIZE)
     found = contract.device_output([raw, features], SIZE)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
     assert found.features is not None
