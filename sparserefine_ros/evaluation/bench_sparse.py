@@ -28,7 +28,6 @@ from sparserefine_ros.evaluation.measure import (
     forget_peak_memory,
     measure_peak_gflops,
     peak_memory_mb,
-    resident_mb,
     time_calls,
 )
 from sparserefine_ros.evaluation.sparse_cases import (
@@ -206,8 +205,7 @@ def _check(unets: Sequence[str], densities: Sequence[float]) -> None:
 def _measure(case: Case, engine: str, threads: int, peaks: dict[str, float]) -> list[EngineTime]:
     if engine == TRAINING:
         return _measure_training(case, peaks)
-    before = resident_mb()
-    forget_peak_memory()
+    before = forget_peak_memory()
     run = open_engine(engine, case.unet, threads=threads)
     error = _checked_error(case, engine, run)
     ms, runs = time_calls(lambda: run(case.features, case.plan))
@@ -238,8 +236,7 @@ def _measure_training(case: Case, peaks: dict[str, float]) -> list[EngineTime]:
     for name, way in ways.items():
         if name == "compiled" and compiled_kernels() is None:
             continue
-        before = resident_mb()
-        forget_peak_memory()
+        before = forget_peak_memory()
         with way():
             ms, runs = time_calls(case.train_once)
         title, peak = f"{TRAINING}, {name}", peaks["float32"]

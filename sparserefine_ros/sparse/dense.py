@@ -149,15 +149,21 @@ def rows_of_grid(grid: Tensor, level: Level) -> Tensor:
 
 
 class DenseUNet:
-    """`GridUNet` in PyTorch behind the interface of the sparse engines."""
+    """`GridUNet` in PyTorch behind the interface of the sparse engines.
 
-    def __init__(self, unet: SparseUNet) -> None:
-        self._grid = GridUNet(unet).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Args:
+        unet: trained weights.
+        dtype: of weights and grids, float32 or bfloat16.
+    """
+
+    def __init__(self, unet: SparseUNet, *, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
+        self._grid = GridUNet(unet).eval().to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C]."""
         finest = plan.levels[0]
-        masks = [mask_of(level) for level in plan.levels]
-        logits = self._grid(features_on_grid(features, finest), *masks)
-        return rows_of_grid(logits, finest)
+        masks = [mask_of(level).to(self._dtype) for level in plan.levels]
+        logits = self._grid(features_on_grid(features.to(self._dtype), finest), *masks)
+        return rows_of_grid(logits, finest).float()

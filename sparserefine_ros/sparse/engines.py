@@ -93,6 +93,7 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "torchsparse": lambda unet, threads: _torchsparse(unet, torch.float32),
     "torchsparse-float16": lambda unet, threads: _torchsparse(unet, torch.float16),
     "dense": lambda unet, threads: DenseUNet(unet),
+    "dense-bfloat16": lambda unet, threads: DenseUNet(unet, dtype=torch.bfloat16),
     "dense-onnxruntime": _dense_onnxruntime,
 }
 ENGINES: Final = tuple(_ENGINES)
@@ -138,9 +139,8 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
         name: "compiled" (our C++ kernels, float32), "compiled-bfloat16" (products of bfloat16, sums
             in float32), "pytorch", "triton" (our GPU kernels, float32), "triton-float16" and
             "triton-bfloat16" (sums in float32), "spconv", "torchsparse" and "torchsparse-float16"
-            (on a GPU), or masked convolutions on the whole
-            picture, for comparison: "dense" in PyTorch, "dense-onnxruntime"; "auto": see
-            `choose_engine`.
+            (on a GPU), or masked convolutions on the whole picture, for comparison: "dense" and
+            "dense-bfloat16" in PyTorch, "dense-onnxruntime"; "auto": see `choose_engine`.
         unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 
