@@ -161,6 +161,10 @@ def _add_replay(actions: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--clock", action="store_true", help="keep the stamps, publish /clock, use it in the node"
     )
+    parser.add_argument(
+        "-p", "--param", action="append", default=[], metavar="NAME:=VALUE",
+        help="a parameter of the node, such as latency_budget_ms:=80.0; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the report to this file")
     parser.set_defaults(command=_replay)
 
@@ -177,6 +181,7 @@ def _replay(options: argparse.Namespace) -> None:
             seconds=options.seconds,
             loop=options.loop,
             clock=options.clock,
+            parameters=tuple(options.param),
         ),
     )
     text = report.to_json()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,12 +21,15 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.middleware import configure_middleware
+from sparserefine_ros.ros.parameters import PARAMETERS
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
 from sparserefine_ros.ros.replay_report import ReplayListener, ReplayReport
 
 _START_TIMEOUT_S: Final = 60.0
 # Diagnostics come once a second.
 _LAST_DIAGNOSTICS: Final = 3
+# The replay itself sets these.
+_SETTABLE: Final = {spec.name for spec in PARAMETERS} - {"bundle", "transport"}
 _REMAPS: Final = {"image": "/replay/image"}
 
 
@@ -40,9 +43,10 @@ class ReplayOptions:
         seconds: ends after so long; 0 for the whole bag.
         loop: whether it starts again at its end; needs `seconds`.
         clock: whether stamps stay as recorded and the node follows /clock.
+        parameters: more of the node's, NAME:=VALUE each, as ROS takes them.
 
     Raises:
-        ConfigurationError: a negative number, or an endless replay.
+        ConfigurationError: a negative number, an endless replay, or no such parameter.
     """
 
     image_topic: str | None = None
@@ -50,6 +54,7 @@ class ReplayOptions:
     seconds: float = 0.0
     loop: bool = False
     clock: bool = False
+    parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("rate", self.rate_hz), ("time", self.seconds)):
@@ -57,6 +62,18 @@ class ReplayOptions:
                 raise ConfigurationError(f"expected a {name} of 0 or more, got {value}")
         if self.loop and not self.seconds:
             raise ConfigurationError("expected an end for a bag that is looped; give --seconds")
+        for text in self.parameters:
+            name, given, _ = text.partition(":=")
+            if not given or name not in _SETTABLE:
+                raise ConfigurationError(
+                    f"expected a parameter of the node as NAME:=VALUE, got {text!r}; "
+                    "docs/ros.md lists them"
+                )
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The parameters by name."""
+        return dict(text.split(":=", 1) for text in self.parameters)
 
 
 def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
@@ -87,6 +104,7 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
                     "bundle": str(opened.folder.resolve()),
                     "transport": transport,
                     "use_sim_time": options.clock,
+                    **options.settings,
                 },
                 remaps=_REMAPS,
             ) as segment:

@@ -50,6 +50,9 @@ class ReplayReport:
         labels: label images that came back.
         latency_ms: from the stamp of a picture to the arrival of its labels here; percentiles.
         age_ms: from the stamp of a picture to the publication of its labels, as the node tells.
+        node_ms: from the arrival of a picture in the node to that publication, over its last
+            pictures, as the node tells.
+        deadline: what the node tells of its deadline; empty without one.
     """
 
     published: int
@@ -62,6 +65,8 @@ class ReplayReport:
     labels: int
     latency_ms: Mapping[str, float]
     age_ms: Mapping[str, float]
+    node_ms: Mapping[str, float]
+    deadline: Mapping[str, float]
 
     def to_json(self) -> str:
         """For files and terminals."""
@@ -94,11 +99,6 @@ class ReplayListener(Node):
     def report(self) -> ReplayReport:
         """What is known by now."""
         totals = {key: sum(_number(each, key) for each in self._told.values()) for key in _COUNTERS}
-        ages = [
-            (part, _milliseconds(each.get(f"age_ms.{part}", "")))
-            for each in self._told.values()
-            for part in ("median", "p99")
-        ]
         return ReplayReport(
             published=self._published,
             **totals,
@@ -106,8 +106,21 @@ class ReplayListener(Node):
             rejected=self._reasons("rejected."),
             labels=self._labels,
             latency_ms=_percentiles(self._latencies_ms),
-            age_ms={part: age for part, age in ages if not math.isnan(age)},
+            age_ms=self._figures("age_ms.", ("median", "p99")),
+            node_ms=self._figures("latency_ms.total.", ("median", "p99")),
+            deadline=self._figures(
+                "deadline.", ("budget_ms", "affordable_pixels.median", "late_share")
+            ),
         )
+
+    def _figures(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+        """Those of the node's figures that are numbers."""
+        found = {
+            name: _figure(values.get(prefix + name, ""))
+            for values in self._told.values()
+            for name in names
+        }
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def _take_labels(self, message: Image) -> None:
         self._labels += 1
@@ -149,7 +162,7 @@ def _number(values: Mapping[str, str], key: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _milliseconds(text: str) -> float:
+def _figure(text: str) -> float:
     """NaN where the node has none to tell."""
     try:
         return float(text)

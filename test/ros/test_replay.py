@@ -53,6 +53,22 @@ def test_every_picture_is_accounted_for(tiny_bundle: Path, tmp_path: Path, loop:
     assert report.latency_ms["p50"] >= 0
 
 
+def test_parameters_of_the_node(tiny_bundle: Path, tmp_path: Path) -> None:
+    entries = [raw(smooth_picture(30, 44), "rgb8", (k + 1) * 10**8) for k in range(COUNT)]
+    bag = record(tmp_path / "bag", entries)
+    settings = ("latency_budget_ms:=5000.0", "threads:=1")
+    report = replay_bag(bag, str(tiny_bundle), ReplayOptions(rate_hz=5.0, parameters=settings))
+    assert report.deadline["budget_ms"] == 5000.0
+    assert report.deadline["late_share"] == 0.0
+    assert 0.0 < report.node_ms["median"] <= report.node_ms["p99"] < 5000.0
+
+
+@pytest.mark.parametrize("text", ["latency_budget_ms", "latency_budget=3", "speed:=3", "bundle:=x"])
+def test_no_such_parameter(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected a parameter of the node as NAME:=VALUE"):
+        ReplayOptions(parameters=(text,))
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., PlayerNode]]:
     """Makes a player, by default of the bag of `make_bag`, that ends with the test."""
