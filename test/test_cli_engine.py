@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparserefine_ros.cli import main
+from sparserefine_ros.dense import engines as dense_engines
 from sparserefine_ros.dense.backends import installed_package
 from sparserefine_ros.dense.engine_cache import EngineCache
+from sparserefine_ros.dense.options import Progress, Report
 
 needs_rtx = pytest.mark.skipif(
     installed_package("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
@@ -126,3 +130,17 @@ def test_without_tensorrt(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sparserefine_ros.dense.backends.installed_package", lambda _: None)
     error = engines("build", "street_small", "--picture-sizes", "64x48", code=1)
     assert "found none; run: pip install 'tensorrt>=10', or pip install tensorrt-rtx" in error
+
+
+@needs_rtx
+def test_ctrl_c_ends_a_build(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_engine(*arguments: Any, report: Report, **options: Any) -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        report(Progress("building", 0.5))
+        raise AssertionError("built to the end")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(dense_engines, "build_engine", build_engine)
+    engines.build("--picture-sizes", "64x48", code=130)
+    assert EngineCache(engines.folder).digests() == []
+    assert signal.getsignal(signal.SIGINT) is before

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,9 +71,12 @@ def _build(options: argparse.Namespace) -> None:
         on_gpu(gpu),
         logging_redirect_tqdm(),
         tqdm(total=100, bar_format=style, leave=False, disable=None) as bar,
+        _interrupt_noted() as interrupted,
     ):
 
         def show(progress: Progress) -> None:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             bar.set_description(progress.doing, refresh=False)
             bar.update(100 * progress.share - bar.n)
 
@@ -80,6 +87,17 @@ def _build(options: argparse.Namespace) -> None:
     took = f"{time.perf_counter() - started_s:.2f} s"
     done = f"built in {took}" if engine.built else f"taken from the cache in {took}"
     print(f"{bundle.name}: {done}, {record.size / 1e6:.1f} MB, key {record.key.digest}")
+
+
+@contextlib.contextmanager
+def _interrupt_noted() -> Iterator[threading.Event]:
+    """Ctrl-C sets an event; where TensorRT calls back, as for its log, an exception gets lost."""
+    interrupted = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _installed_flavour() -> str:

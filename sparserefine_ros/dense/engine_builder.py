@@ -42,7 +42,7 @@ def build_engine(
         target: what `build_target` returned.
         check: gets inputs and outputs of the network before the long work, raises what is wrong
             with them, and returns the name of the input that `shapes` are about.
-        report: gets the progress.
+        report: gets the progress; what it raises ends the build.
 
     Raises:
         BackendError: an operator is not supported, or the build fails, for instance for want of
@@ -67,8 +67,11 @@ def build_engine(
             turing = f"SM{TURING[0]}{TURING[1]}"
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, turing), 0)
-        config.progress_monitor = _make_monitor(trt, library.flavour, report)
+        monitor = _make_monitor(trt, library.flavour, report)
+        config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
+    if monitor.cancelled_by is not None:
+        raise monitor.cancelled_by
     if engine is None:
         raise BackendError(
             f"{library.flavour} {library.version} cannot build the engine: "
@@ -126,12 +129,23 @@ def first_cause(complaints: Sequence[str]) -> str:
 
 def _make_monitor(trt: Any, flavour: str, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Phases nest: a step of one is another phase with steps of its own."""
+        """Phases nest: a step of one is another phase with steps of its own.
+
+        No exception gets through TensorRT: it is kept, and the build cancelled.
+        """
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, tuple[int, int]] = {}
             self._share = 0.0
+            self.cancelled_by: BaseException | None = None
+
+        def _tell(self, share: float) -> bool:
+            try:
+                report(Progress(f"building a {flavour} engine", share))
+            except BaseException as err:  # Ctrl-C among them
+                self.cancelled_by = err
+            return self.cancelled_by is None
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self._steps[phase] = (0, max(steps, 1))
@@ -143,12 +157,11 @@ def _make_monitor(trt: Any, flavour: str, report: Report) -> Any:
                 share = min(1.0, (done + share) / steps)
             # A step may hold more than one phase; do not go back at the second.
             self._share = max(self._share, share)
-            report(Progress(f"building a {flavour} engine", self._share))
-            return True
+            return self._tell(self._share)
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)
             if not self._steps:
-                report(Progress(f"building a {flavour} engine", 1.0))
+                self._tell(1.0)
 
     return Monitor()

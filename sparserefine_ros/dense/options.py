@@ -30,6 +30,7 @@ class Progress:
         return f"{self.doing}, {self.share:.0%}" if self.share else self.doing
 
 
+# Gets the progress; what it raises ends the work.
 Report = Callable[[Progress], None]
 
 

@@ -55,15 +55,21 @@ class SegmentNode(LifecycleNode):
     Args:
         load: opens bundle and pipeline; programs that embed the node may pass their own.
         node_name: ROS name; the outputs lie in the namespace of this name.
+        stopping: whether the process is about to end, so that loading a model is given up.
         options: passed on to rclpy's LifecycleNode, such as namespace, context,
             parameter_overrides.
     """
 
     def __init__(
-        self, *, load: ModelLoader = load_model, node_name: str = NODE_NAME, **options: Any
+        self,
+        *,
+        load: ModelLoader = load_model,
+        node_name: str = NODE_NAME,
+        stopping: Callable[[], bool] = lambda: False,
+        **options: Any,
     ) -> None:
         super().__init__(node_name, **options)
-        self._load = load
+        self._load, self._stopping = load, stopping
         self._session: Session | None = None
         self._inputs: list[Subscription[Any]] = []
         self._phase = "unconfigured"
@@ -184,7 +190,9 @@ class SegmentNode(LifecycleNode):
         return Session(self, model, lambda: self._settings, self._serving)
 
     def _note_progress(self, progress: Progress) -> None:
-        """Called by the thread that loads the model."""
+        """Called by the thread that loads the model; what it raises ends the loading."""
+        if self._stopping():
+            raise SparseRefineError("stopped while the model was loaded")
         if progress.doing not in self._phase:
             self.get_logger().info(progress.doing)
         self._phase = f"configuring: {progress}"
@@ -306,7 +314,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM."""
     middleware = configure_middleware()
     stop = init_until_signal(args)
-    node = SegmentNode()
+    node = SegmentNode(stopping=stop.is_set)
     node.get_logger().info(middleware)
     executor = SingleThreadedExecutor()
     executor.add_node(node)

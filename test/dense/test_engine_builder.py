@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sparserefine_ros.dense.backends import installed_package
 from sparserefine_ros.dense.contract import GraphTensor
 from sparserefine_ros.dense.engine_builder import build_engine, first_cause
-from sparserefine_ros.dense.options import silent
+from sparserefine_ros.dense.options import Progress, silent
 from sparserefine_ros.dense.tensorrt_library import PORTABLE, load_library
+from sparserefine_ros.errors import BackendError
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,35 @@ def quantised_convolution() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.skipif(
+needs_rtx = pytest.mark.skipif(
     installed_package("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
 )
+
+
+@needs_rtx
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BackendError])
+def test_what_the_report_raises_ends_the_build(error: type[BaseException]) -> None:
+    told: list[float] = []
+
+    def report(progress: Progress) -> None:
+        told.append(progress.share)
+        if progress.share > 0.0:
+            raise error("enough")
+
+    load_library.cache_clear()
+    with pytest.raises(error, match="enough"):
+        build_engine(
+            load_library("tensorrt_rtx"),
+            quantised_convolution().SerializeToString(),
+            shapes=[(1, 3, 16, 24)],
+            target=PORTABLE,
+            check=lambda inputs, outputs: inputs[0].name,
+            report=report,
+        )
+    assert 0.0 < told[1] < 1.0
+
+
+@needs_rtx
 def test_quantised_networks_are_built_as_they_are() -> None:
     seen: list[GraphTensor] = []
 

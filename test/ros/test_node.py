@@ -39,6 +39,7 @@ from sparserefine_ros.errors import ModelOutputError
 from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import ALL_MAPS, Map
 from sparserefine_ros.ros.loading import Model
+from sparserefine_ros.ros.node import SegmentNode
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 OUTPUTS = ("labels", "entropy", "confidence", "refined", "overlay")
@@ -234,6 +235,30 @@ def test_diagnostics_tell_how_far_an_engine_is_while_it_is_built(stage: Stage, p
     wait_until(lambda: last_message() == "configuring: building a toy engine, 40%", "the progress")
     built.set()
     wait_until(lambda: last_message() == "waiting for the first picture", "the active node")
+
+
+def test_a_process_that_ends_does_not_wait_for_the_model(stage: Stage) -> None:
+    stop = threading.Event()
+    reported: list[float] = []
+
+    def load(_: object, report: Report) -> Model:
+        for step in range(1000):
+            reported.append(step / 1000)
+            report(Progress("building a toy engine", reported[-1]))
+            if step == 3:
+                stop.set()
+        raise AssertionError("built to the end")
+
+    node = stage.add(
+        lambda context: SegmentNode(
+            load=load,
+            context=context,
+            stopping=stop.is_set,
+            parameter_overrides=[Parameter("autostart", value=False)],
+        )
+    )
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert len(reported) == 5
 
 
 def test_a_failed_activation_leaves_the_node_inactive(
