@@ -35,7 +35,10 @@ def probabilities_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GatedEnsembler(nn.Module):
-    """The reference's learnt gate: w = softmax(MLP([p1; e1; p2; e2])), then MLP(w1 y1 + w2 y2)."""
+    """The reference's learnt gate: w = softmax(MLP([p1; e1; p2; e2])), then MLP(w1 y1 + w2 y2).
+
+    The last MLP starts as the identity, so that training begins with what the dense model knows.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -45,6 +48,8 @@ class GatedEnsembler(nn.Module):
         self.mix = nn.Sequential(
             nn.Linear(classes, _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, classes)
         )
+        if 2 * classes <= _HIDDEN:
+            _make_identity(*_linear_layers(self.mix))
 
     def forward(self, dense_logits: Tensor, refined_logits: Tensor) -> Tensor:
         """Two [N, C] -> fused logits [N, C]."""
@@ -54,6 +59,21 @@ class GatedEnsembler(nn.Module):
         ]
         weights = self.gate(torch.cat(evidence, 1)).softmax(1)
         return self.mix(weights[:, :1] * dense_logits + weights[:, 1:] * refined_logits)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _make_identity(first: nn.Linear, second: nn.Linear) -> None:
+    """Let two layers with a ReLU between give back their input: x = relu(x) - relu(-x).
+
+    Hidden units that are not needed for it see the input as before, but add nothing yet.
+    """
+    sides = torch.eye(first.in_features)
+    signed = torch.cat([sides, -sides])
+    first.weight[: len(signed)] = signed
+    first.bias[: len(signed)] = 0.0
+    second.weight.zero_()
+    second.weight[:, : len(signed)] = signed.t()
+    second.bias.zero_()
 
 
 class EntropyEnsembler(nn.Module):

@@ -55,6 +55,38 @@ def naive_gate(ensembler: GatedEnsembler, dense: Array, refined: Array) -> Array
     return mlp("mix", share[:, :1] * dense + share[:, 1:] * refined)
 
 
+@pytest.mark.parametrize("classes", [2, 11, 32])
+def test_a_fresh_gate_gives_back_what_both_agree_on(classes: int) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(50, classes)
+    torch.testing.assert_close(GatedEnsembler(classes)(logits, logits), logits)
+
+
+def test_a_fresh_gate_learns_in_every_layer() -> None:
+    torch.manual_seed(3)
+    gate = GatedEnsembler(11)
+    before = {name: value.clone() for name, value in gate.named_parameters()}
+    optimiser = torch.optim.SGD(gate.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            gate(torch.randn(200, 11), torch.randn(200, 11)), torch.arange(200) % 11
+        )
+        loss.backward()
+        optimiser.step()
+    assert all((value - before[name]).abs().max() > 0 for name, value in gate.named_parameters())
+    unused = gate.mix[2].weight[:, 22:]
+    assert unused.abs().max() > 0
+
+
+def test_more_classes_than_fit_start_at_random() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(50, 33)
+    fused = GatedEnsembler(33)(logits, logits)
+    assert fused.shape == logits.shape
+    assert not torch.allclose(fused, logits, atol=0.1)
+
+
 def test_probabilities_and_entropy() -> None:
     logits, _ = logits_pair(50)
     probabilities, entropy = probabilities_and_entropy(logits * 4)
