@@ -37,7 +37,8 @@ def probabilities_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
 class GatedEnsembler(nn.Module):
     """The reference's learnt gate: w = softmax(MLP([p1; e1; p2; e2])), then MLP(w1 y1 + w2 y2).
 
-    The last MLP starts as the identity, so that training begins with what the dense model knows.
+    The last MLP starts as the identity, so that training begins with what the dense model knows;
+    with more than 32 classes, for which it has too few hidden units, it starts at random.
     """
 
     def __init__(self, classes: int) -> None:

@@ -128,7 +128,8 @@ class Pipeline:
         Raises:
             ImageError: not such a picture.
             ConfigurationError: an oracle without labels.
-            ModelOutputError: the dense model failed or returned something unusable.
+            ModelOutputError: a model failed or returned something unusable.
+            BackendError: a GPU refuses a kernel.
         """
         check_image(image)
         image = np.ascontiguousarray(image)
@@ -142,7 +143,7 @@ class Pipeline:
         selection, fused, unrefined = self._refined(image, found, selection, clock, truth)
         with clock("maps"):
             outputs = assemble_maps(found.uncertainty, selection, fused, maps)
-        if not unrefined:
+        if not unrefined and (self._refine is None or self._refine.settled):
             self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
         return Prediction(
             labels=outputs.labels,

@@ -28,6 +28,7 @@ from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.sparse.engines import (
     AUTO,
     choose_engine,
+    has_triton,
     open_engine,
     require_triton,
     runs_on_gpu,
@@ -136,12 +137,14 @@ class RefineStage:
     Attributes:
         description: what computes, for logs and diagnostics.
         on_gpu: False.
+        settled: True; no frame takes longer for being the first of its kind.
 
     Raises:
         BackendError: no engine of that name, or it is not installed.
     """
 
     on_gpu = False
+    settled = True
 
     def __init__(self, refiner: Refiner, bundle: Bundle, *, engine: str = AUTO) -> None:
         spec = _refiner_spec(bundle)
@@ -188,6 +191,7 @@ class RefinesFrames(Protocol):
 
     description: str
     on_gpu: bool
+    settled: bool
 
     def __call__(
         self,
@@ -215,16 +219,22 @@ def open_refine_stage(
     Raises:
         BackendError: no engine of that name, it is not installed, or there is no such GPU.
     """
-    name = engine
-    if isinstance(refiner.extractor, SparseUNet):
-        name = choose_engine(engine, device_kind(device))
+    if isinstance(refiner.extractor, PointNet):
+        return RefineStage(refiner, bundle, engine=engine)
+    # Without Triton nothing of the stage runs on a GPU.
+    name = choose_engine(engine, device_kind(device) if has_triton() else "cpu")
     if not runs_on_gpu(name):
         return RefineStage(refiner, bundle, engine=name)
-    require_triton()
+    require_triton(name)
+    from sparserefine_ros.triton_kernels.runtime import suits
     from sparserefine_ros.triton_kernels.stage import TritonRefineStage
 
-    on_gpu = device_kind(device) == "cuda"
-    place = require_gpu(device, f"the sparse engine {name}") if on_gpu else torch.device(device)
+    if device == "cpu" and not suits(torch.device("cpu")):
+        raise BackendError(
+            f"expected a GPU for the sparse engine {name}, got device cpu; choose device cuda, or "
+            "the sparse engine auto"
+        )
+    place = torch.device("cpu") if device == "cpu" else require_gpu(device, f"the engine {name}")
     return TritonRefineStage(refiner, bundle, engine=name, device=place)
 
 

@@ -75,6 +75,7 @@ def describe(prediction: Prediction) -> str:
     stages = ", ".join(f"{name} {ms:.0f}" for name, ms in prediction.times.milliseconds.items())
     return (
         f"{prediction.size[1]} x {prediction.size[0]}, refined {prediction.refined_share:.1%}"
-        f"{' (budget hit)' if prediction.budget_hit else ''}, "
+        f"{' (budget hit)' if prediction.budget_hit else ''}"
+        f"{f' ({prediction.unrefined})' if prediction.unrefined else ''}, "
         f"{prediction.times.total_ms:.0f} ms ({stages})"
     )

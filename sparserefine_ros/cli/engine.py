@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
-import signal
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +54,10 @@ def _build(options: argparse.Namespace) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from sparserefine_ros.dense.devices import find_gpu, on_gpu
-    from sparserefine_ros.dense.engines import obtain_engine
+    from sparserefine_ros.dense.engines import Engine, obtain_engine
     from sparserefine_ros.dense.options import Progress
     from sparserefine_ros.dense.tensorrt_library import build_target, load_library
+    from sparserefine_ros.errors import BackendError
 
     bundle = open_bundle(options)
     library = load_library(options.backend or _installed_flavour())
@@ -67,37 +66,35 @@ def _build(options: argparse.Namespace) -> None:
     target = build_target(library, gpu, capability)
     started_s = time.perf_counter()
     style = "{l_bar}{bar}| {elapsed}"
+    interrupted = threading.Event()
     with (
-        on_gpu(gpu),
         logging_redirect_tqdm(),
         tqdm(total=100, bar_format=style, leave=False, disable=None) as bar,
-        _interrupt_noted() as interrupted,
+        # This thread waits for Ctrl-C, which would get lost in the one that TensorRT calls back.
+        ThreadPoolExecutor(1) as pool,
     ):
 
         def show(progress: Progress) -> None:
             if interrupted.is_set():
-                raise KeyboardInterrupt
+                raise BackendError("interrupted")
             bar.set_description(progress.doing, refresh=False)
             bar.update(100 * progress.share - bar.n)
 
-        engine = obtain_engine(
-            bundle, library, options=engine_options(options), target=target, report=show
-        )
+        def obtain() -> Engine:
+            with on_gpu(gpu):
+                return obtain_engine(
+                    bundle, library, options=engine_options(options), target=target, report=show
+                )
+
+        try:
+            engine = pool.submit(obtain).result()
+        except KeyboardInterrupt:
+            interrupted.set()
+            raise
     record = engine.cached.record
     took = f"{time.perf_counter() - started_s:.2f} s"
     done = f"built in {took}" if engine.built else f"taken from the cache in {took}"
     print(f"{bundle.name}: {done}, {record.size / 1e6:.1f} MB, key {record.key.digest}")
-
-
-@contextlib.contextmanager
-def _interrupt_noted() -> Iterator[threading.Event]:
-    """Ctrl-C sets an event; where TensorRT calls back, as for its log, an exception gets lost."""
-    interrupted = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _installed_flavour() -> str:

@@ -15,7 +15,7 @@ from typing import Final
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.devices import device_kind, require_gpu
 from sparserefine_ros.dense.engine_builder import Shape
-from sparserefine_ros.dense.engine_cache import default_cache
+from sparserefine_ros.dense.engine_cache import EngineCache
 from sparserefine_ros.dense.engines import network_shapes
 from sparserefine_ros.dense.options import DenseOptions
 from sparserefine_ros.errors import BackendError
@@ -43,7 +43,9 @@ class _TensorRt:
     prefix: str
     install: str
 
-    def options(self, shapes: Sequence[Shape], name: str, folder: str) -> dict[str, str]:
+    def options(
+        self, shapes: Sequence[Shape], name: str, folder: str, *, half: bool
+    ) -> dict[str, str]:
         """Shape profile and cache; `shapes` is one, or smallest, usual and largest."""
         lowest, usual, highest = shapes if len(shapes) == 3 else (shapes[0],) * 3
         profile = {"min": lowest, "opt": usual, "max": highest}
@@ -54,6 +56,7 @@ class _TensorRt:
         if self.prefix == "trt":
             return {
                 **options,
+                "trt_fp16_enable": str(int(half)),
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": folder,
                 "trt_timing_cache_enable": "1",
@@ -111,14 +114,15 @@ def choose_providers(
             "not to; allow it (build_engines), or choose backend tensorrt or tensorrt_rtx"
         )
     shapes = network_shapes(bundle, how.engine.picture_sizes)
-    options = tensorrt.options(shapes, input_of(), str(_cache_folder(bundle, how)))
+    half, folder = how.engine.precision == "fp16", str(_cache_folder(bundle, how))
+    options = tensorrt.options(shapes, input_of(), folder, half=half)
     return [(tensorrt.provider, {**gpu, **options}), *providers]
 
 
 def _cache_folder(bundle: Bundle, how: DenseOptions) -> Path:
     """Where the engines of this model in this precision are kept; made if need be."""
     name = f"{bundle.spec.dense.file.sha256}-{how.engine.precision}"
-    folder = (how.engine.cache or default_cache()) / "onnxruntime" / name
+    folder = EngineCache(how.engine.cache).folder / "onnxruntime" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -53,11 +53,13 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OnnxRun
         report(Progress(f"loading the dense model, {named}"))
     model = to_half(path) if how.engine.precision == "fp16" else path
     session = _session(model, providers, how.threads)
-    # It falls back to the CPU in silence where the provider's libraries do not load.
-    if named not in session.get_providers():
+    # It falls back to the CPU in silence where the libraries of a provider do not load.
+    missing = {name for name, _ in providers} - set(session.get_providers())
+    if missing:
         raise BackendError(
-            f"ONNX Runtime could not start its {named}, see its log; install the libraries it asks "
-            "for; CUDA and cuDNN: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"ONNX Runtime could not start its {' and '.join(sorted(missing))}, see its log; "
+            "install the libraries it asks for; CUDA and cuDNN: "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return OnnxRuntimeSegmenter(bundle, session, how)
 

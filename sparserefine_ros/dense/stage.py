@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import DenseInput
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
+from sparserefine_ros.errors import ModelOutputError
 from sparserefine_ros.image import resize_image
 from sparserefine_ros.records import DenseOutput, Uncertainty
 from sparserefine_ros.uncertainty import measure_uncertainty
@@ -61,7 +63,12 @@ class DenseStage:
         with clock("dense"):
             dense = self._segmenter(low_res_image)
         with clock("entropy"):
-            uncertainty = measure_uncertainty(dense.logits)
+            try:
+                uncertainty = measure_uncertainty(dense.logits)
+            except torch.OutOfMemoryError as err:
+                raise ModelOutputError(
+                    f"the memory of the GPU ran out for the entropy of the dense result: {err}"
+                ) from err.with_traceback(None)
         return DenseResult(full_size, low_res_image, dense, uncertainty)
 
 

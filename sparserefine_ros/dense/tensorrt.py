@@ -2,9 +2,9 @@
 """Dense models as TensorRT engines: TensorRT 10 and 11, and TensorRT for RTX.
 
 The network's input and outputs are PyTorch tensors on the GPU. The engine runs on PyTorch's current
-stream, or on one of its own where that is the default stream. Logits and features go to the CPU as
-the network returns them, before they are enlarged by the output stride, because the stages after
-this one run there.
+stream, or on one of its own where that is the default stream. Logits and features stay there for
+stages that run there. Else they go to the CPU as the network returns them, before they are enlarged
+by the output stride.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, SegmentationDataset
+from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.evaluation.cost import (
     DenseCost,
     DenseCounter,
@@ -141,9 +142,16 @@ class FrameEvaluator:
         return self.score(index, sample, self.run(sample))
 
     def run(self, sample: Sample, maps: frozenset[Map] = frozenset()) -> Runs:
-        """Predict a frame, with the maps that are scored and those asked for."""
+        """Predict a frame, with the maps that are scored and those asked for.
+
+        Raises:
+            SparseRefineError: the memory of the GPU did not suffice to refine it; what was left
+                would be scored as refined.
+        """
         truth = sample.labels if self._contest.bundle.spec.uses_truth() else None
         prediction = self.pipeline(sample.image, _WANTED | maps, truth)
+        if prediction.unrefined:
+            raise SparseRefineError(prediction.unrefined)
         full = self._full(sample.image, _WANTED_OF_DENSE_FULL) if self._full else None
         return Runs(prediction, full)
 

@@ -199,6 +199,9 @@ class SegmentNode(LifecycleNode):
 
     def _refuse(self, transition: str, reason: str, details: str = "") -> TransitionCallbackReturn:
         self._failure = f"cannot {transition}: {reason}"
+        if self._stopping():
+            self.get_logger().info(self._failure)
+            return FAILURE
         self.get_logger().error(
             f"{self._failure}\n{details}"
             f"Put it right (a parameter with `ros2 param set`) and {transition} the node again."

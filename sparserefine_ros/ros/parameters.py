@@ -68,13 +68,13 @@ class NodeParameters:
     dense_precision: str = _parameter(
         "model",
         "Arithmetic of the dense model: model keeps the number types of its file; fp16 is for "
-        "tensorrt and tensorrt_rtx, bf16 for openvino.",
+        "the TensorRT backends, bf16 for openvino.",
         choices=PRECISIONS,
     )
     picture_sizes: str = _parameter(
         "",
         "Size of the camera's pictures such as 1920x1080, or the smallest, usual and largest such "
-        "as 640x480,1920x1080,3840x2160; tensorrt and tensorrt_rtx need it for bundles without a "
+        "as 640x480,1920x1080,3840x2160; the TensorRT backends need it for bundles without a "
         "fixed input size.",
     )
     engine_cache: str = _parameter(

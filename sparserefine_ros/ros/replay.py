@@ -28,8 +28,11 @@ from sparserefine_ros.ros.replay_report import ReplayListener, ReplayReport
 _START_TIMEOUT_S: Final = 60.0
 # Diagnostics come once a second.
 _LAST_DIAGNOSTICS: Final = 3
-# The replay itself sets these.
-_SETTABLE: Final = {spec.name for spec in PARAMETERS} - {"bundle", "transport"}
+# The replay sets these itself, or relies on what they are.
+_OWN: Final = {
+    "autostart", "bundle", "camera_names", "diagnostics_period_s", "image_topics", "transport",
+}  # fmt: skip
+_SETTABLE: Final = {spec.name for spec in PARAMETERS} - _OWN
 _REMAPS: Final = {"image": "/replay/image"}
 
 
@@ -66,8 +69,9 @@ class ReplayOptions:
             name, given, _ = text.partition(":=")
             if not given or name not in _SETTABLE:
                 raise ConfigurationError(
-                    f"expected a parameter of the node as NAME:=VALUE, got {text!r}; "
-                    "docs/ros.md lists them"
+                    f"expected a parameter of the node as NAME:=VALUE, got {text!r}; docs/ros.md "
+                    f"lists them, those of the replay itself ({', '.join(sorted(_OWN))}) have "
+                    "options of their own or stay as they are"
                 )
 
     @property
@@ -129,7 +133,11 @@ def _play(
             segment.check_running()
         return ready()
 
-    if not spin_until(lambda: listener.state == "active", _START_TIMEOUT_S):
+    started = spin_until(lambda: listener.state == "active", _START_TIMEOUT_S)
+    # An engine may be built for minutes.
+    while not started and listener.state.startswith("configuring"):
+        started = spin_until(lambda: listener.state == "active", _START_TIMEOUT_S)
+    if not started:
         raise SparseRefineError(
             f"the node was not active within {_START_TIMEOUT_S:.0f} s:\n{segment.log()}"
         )

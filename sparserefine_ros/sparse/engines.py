@@ -50,8 +50,8 @@ def _torchsparse(unet: SparseUNet, dtype: torch.dtype) -> SparseEngine:
     return TorchSparseUNet(unet, dtype=dtype)
 
 
-def require_triton() -> None:
-    """Check that Triton is there.
+def require_triton(engine: str) -> None:
+    """Check that Triton is there for the engine of that name.
 
     Raises:
         BackendError: it is not installed.
@@ -60,13 +60,13 @@ def require_triton() -> None:
         import triton  # noqa: F401
     except ImportError as err:
         raise BackendError(
-            f"expected the package triton for the engine triton ({err}); pip install triton "
+            f"expected the package triton for the engine {engine} ({err}); pip install triton "
             "(Linux, x86-64)"
         ) from err
 
 
 def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> SparseEngine:
-    require_triton()
+    require_triton("triton")
     from sparserefine_ros.triton_kernels.unet import TritonUNet
 
     return TritonUNet(unet, precision=precision)
@@ -99,6 +99,11 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
 ENGINES: Final = tuple(_ENGINES)
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed; it is not imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def runs_on_gpu(name: str) -> bool:
     """Whether the engine of that name needs a GPU."""
     return name.startswith(("triton", "torchsparse"))
@@ -107,21 +112,21 @@ def runs_on_gpu(name: str) -> bool:
 def choose_engine(name: str, device: str = "cpu") -> str:
     """The engine that a name stands for; "auto" takes the fastest that suits processor and device.
 
-    On a GPU that is "triton-float16" where Triton is installed. Elsewhere it is "compiled-bfloat16"
-    where the processor multiplies bfloat16 itself, else "compiled", or "pytorch" where no kernels
-    were compiled.
+    On the CPU that is "compiled-bfloat16" where the processor multiplies bfloat16 itself, else
+    "compiled", or "pytorch" where no kernels were compiled; on a GPU "triton-float16" where Triton
+    is installed; on any other device "pytorch".
 
     Args:
         name: of an engine, or "auto".
-        device: kind of the device, "cpu" or "cuda".
+        device: kind of the device that the weights are on, such as "cpu" or "cuda".
 
     Raises:
         BackendError: no engine of that name.
     """
     if name == AUTO:
-        if device == "cuda" and importlib.util.find_spec("triton"):
+        if device == "cuda" and has_triton():
             return "triton-float16"
-        kernels = compiled_kernels()
+        kernels = compiled_kernels() if device == "cpu" else None
         if kernels is None:
             return "pytorch"
         return "compiled-bfloat16" if kernels.has_bfloat16 else "compiled"

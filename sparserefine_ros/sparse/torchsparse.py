@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -72,7 +73,10 @@ class TorchSparseUNet:
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C]."""
         self._maps.clear()
-        return self._unet(features.to(self._dtype), plan).float()  # type: ignore[no-any-return]
+        # It launches on the current device, whatever that of the tensors is.
+        on_gpu = torch.cuda.device(features.device) if features.is_cuda else nullcontext()
+        with on_gpu:
+            return self._unet(features.to(self._dtype), plan).float()  # type: ignore[no-any-return]
 
 
 class _Conv(nn.Module):

@@ -101,6 +101,11 @@ class RefinerTask:
         height, width = recipe.augmentation.crop
         self._selector.max_pixels = int(recipe.max_train_share * height * width)
 
+    @property
+    def teacher_digest(self) -> str:
+        """Of the teacher's bundle, which the recipe may name by a variable; empty without one."""
+        return self._teacher.digest if self._teacher else ""
+
     def _select(self, sample: Sample, selector: Selector) -> _Selected:
         found = self._look(sample.image)
         selection = selector(
@@ -187,6 +192,9 @@ def _open_bundle(folder: str) -> Bundle:
 class _Teacher:
     """Probabilities of another dense model at the selected pixels.
 
+    Attributes:
+        digest: of its bundle.
+
     Raises:
         ConfigurationError: its classes are others.
     """
@@ -198,6 +206,7 @@ class _Teacher:
                 f"expected a teacher with the bundle's classes {list(student.class_names)}, "
                 f"got {list(bundle.class_names)}; train it on the same data"
             )
+        self.digest = bundle.digest
         self._look = open_dense_stage(bundle, threads=threads_per_process())
 
     def __call__(self, crop: _Selected) -> Tensor:
@@ -246,7 +255,7 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     """
     check_classes(recipe, bundle.class_names)
     task = RefinerTask(recipe, bundle)
-    origin = recipe.origin(bundle.digest)
+    origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
     record = {
         **bundle.spec.training,

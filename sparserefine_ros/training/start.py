@@ -2,8 +2,9 @@
 """Starts a refiner from one that was trained for another dense model.
 
 Most of what a refiner has learnt, how edges look at full resolution, does not depend on the dense
-model. What does is left as it was: the weights of the dense features, and where the classes differ
-those of the logits, the head and the ensembler.
+model. What does is left as it was: the weights of the dense features; where the classes differ
+those of the logits, the head and the ensembler; where pictures are normalised otherwise those of
+RGB.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.image import Normalisation
 from sparserefine_ros.refiner import Refiner, load_refiner
 
 # The layers that see the features per pixel, which are the second axis of both.
@@ -38,6 +40,8 @@ def start_from(refiner: Refiner, bundle: Bundle, source: Bundle) -> float:
     same_classes = bundle.class_names == source.class_names
     copied, total = 0, 0
     for key, target in refiner.state_dict().items():
+        if not target.is_floating_point():  # counters of the norms
+            continue
         total += target.numel()
         if key not in learnt:
             continue
@@ -63,13 +67,19 @@ def _copy_inputs(target: torch.Tensor, bundle: Bundle, learnt: torch.Tensor, sou
     if target.shape[0] != learnt.shape[0] or target.shape[2:] != learnt.shape[2:]:
         return 0
     here, there = _columns(bundle), _columns(source)
-    same = {"rgb", "logits"} if bundle.class_names == source.class_names else {"rgb"}
+    same = {"logits"} if bundle.class_names == source.class_names else set()
+    if _normalisation(bundle) == _normalisation(source):
+        same.add("rgb")
     copied = 0
     for name in same & here.keys() & there.keys():
         part = target[:, here[name]]
         part.copy_(learnt[:, there[name]])
         copied += part.numel()
     return copied
+
+
+def _normalisation(bundle: Bundle) -> Normalisation | None:
+    return bundle.spec.refiner.normalisation if bundle.spec.refiner else None
 
 
 def _columns(bundle: Bundle) -> dict[str, slice]:

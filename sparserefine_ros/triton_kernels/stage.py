@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import triton
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.ensemble import GatedEnsembler, OracleEnsembler
-from sparserefine_ros.errors import BackendError, DeviceMemoryError
+from sparserefine_ros.errors import BackendError, DeviceMemoryError, ModelOutputError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.refiner import Refiner
@@ -46,6 +47,8 @@ class TritonRefineStage:
     Attributes:
         description: what computes, for logs and diagnostics.
         on_gpu: True.
+        settled: whether kernels for as many pixels as in the last frame had been compiled and tuned
+            before it.
 
     Raises:
         BackendError: no such GPU or engine, or an ensembler that only the CPU has.
@@ -67,6 +70,8 @@ class TritonRefineStage:
             self._extract = open_engine(engine, refiner.extractor, threads=1)
         self._fuse = _fuser(refiner.ensembler)
         self.description = f"{engine} on {device}"
+        self.settled = False
+        self._met: set[int] = set()
 
     def __call__(
         self,
@@ -80,11 +85,22 @@ class TritonRefineStage:
 
         Raises:
             DeviceMemoryError: the GPU has too little memory for so many pixels.
+            BackendError: the GPU refuses a kernel.
+            ModelOutputError: the refiner returned NaN or infinity.
         """
         if selection.count == 0:
             return None
+        # Tuning distinguishes numbers of rows by factors of four.
+        size_class = selection.count.bit_length() // 2
+        self.settled = size_class in self._met
+        self._met.add(size_class)
         try:
             return self._refine(image, dense, selection, clock)
+        except (triton.CompilationError, triton.OutOfResources) as err:
+            raise BackendError(
+                f"expected {self._device} to take Triton's kernels, it does not ({err}); choose "
+                "another precision, or the sparse engine compiled"
+            ) from err
         except torch.OutOfMemoryError as err:
             raise DeviceMemoryError(
                 f"expected memory on {self._device} to refine {selection.count} pixels, it ran out "
@@ -108,7 +124,12 @@ class TritonRefineStage:
             dense_logits = sites.sample(logits)
             features = self._sample_features(image, dense, dense_logits, sites)
             refined_logits = self._extract(features, plan)
-            self._wait()
+            # The host waits here. float16 may overflow where float32 does not.
+            if not refined_logits.isfinite().all():
+                raise ModelOutputError(
+                    "the refiner returned NaN or infinity; choose the sparse engine "
+                    "triton-bfloat16 or triton"
+                )
         with clock("fusion"):
             fused = self._fuse(dense_logits, refined_logits)
             return Uncertainty(fused.entropy.cpu(), fused.labels.cpu(), fused.top_probability.cpu())

@@ -14,7 +14,9 @@ from tiny_data import Deadly, TinyData
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import Street
+from sparserefine_ros.dense.stage import DenseResult
 from sparserefine_ros.errors import ConfigurationError, ModelOutputError, SparseRefineError
+from sparserefine_ros.evaluation.bench import bench_pipeline
 from sparserefine_ros.evaluation.boundary import keep_near_edges
 from sparserefine_ros.evaluation.calibration import Calibration
 from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
@@ -24,6 +26,7 @@ from sparserefine_ros.evaluation.selector import SelectionCurve
 from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
+from sparserefine_ros.run import describe
 
 ONE_THREAD = PipelineOptions(threads=1)
 
@@ -212,3 +215,19 @@ class TestMistakes:
         )
         with pytest.raises(ConfigurationError, match="free input size"):
             at_full_resolution(fixed)
+
+
+def test_frames_that_memory_did_not_suffice_for_are_not_scored(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pipeline: Pipeline, image: object, found: DenseResult, *rest: object) -> object:
+        return pipeline._nothing(found, 9), None, "no memory for 9 pixels"
+
+    monkeypatch.setattr(Pipeline, "_refined", fail)
+    with pytest.raises(SparseRefineError, match="no memory for 9 pixels"):
+        evaluate(bundle, TinyData(2), ONE_THREAD)
+    with pytest.raises(SparseRefineError, match="no memory for 9 pixels"):
+        bench_pipeline(bundle, ONE_THREAD, (48, 64), frames=2, warmup=0)
+    assert "(no memory for 9 pixels)" in describe(
+        Pipeline(bundle, ONE_THREAD)(TinyData(1)[0].image)
+    )

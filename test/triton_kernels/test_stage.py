@@ -17,7 +17,7 @@ from conftest import make_tiny_bundle
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
-from sparserefine_ros.errors import BackendError, DeviceMemoryError
+from sparserefine_ros.errors import BackendError, DeviceMemoryError, ModelOutputError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS, DenseOutput, Selection
 from sparserefine_ros.refiner import Refiner, RefineStage
@@ -125,6 +125,36 @@ def test_sizes_may_change(tiny_bundle: Path, device: torch.device) -> None:
         torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-3, atol=1e-3)
 
 
+def test_the_first_frame_of_a_size_is_not_settled(tiny_bundle: Path, device: torch.device) -> None:
+    bundle = describe(tiny_bundle)
+    stage = TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
+    scene = make_scene((20, 24), (10, 12))
+    mask = torch.zeros(10, 12, dtype=torch.bool)
+    settled = []
+    for blocks in (30, 31, 2, 28, 3):
+        mask.view(-1)[:] = torch.arange(120) < blocks
+        stage(*scene, selection_from_mask(mask, (20, 24)), StageClock())
+        settled.append(stage.settled)
+    assert settled == [False, True, False, True, True]
+
+
+def test_not_finite(
+    tiny_bundle: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = describe(tiny_bundle)
+    stage = TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
+    plain = stage._extract
+
+    def overflow(features: torch.Tensor, plan: Any) -> torch.Tensor:
+        logits = plain(features, plan).clone()
+        logits[3, 1] = float("inf")
+        return logits
+
+    monkeypatch.setattr(stage, "_extract", overflow)
+    with pytest.raises(ModelOutputError, match="NaN or infinity; choose the sparse engine"):
+        stage(*make_scene((20, 24), (10, 12)), some_blocks((10, 12), (20, 24)), StageClock())
+
+
 def test_nothing_selected(tiny_bundle: Path, device: torch.device) -> None:
     bundle = describe(tiny_bundle)
     stage = TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
@@ -156,7 +186,12 @@ class TestPipeline:
     def run(self, bundle: Bundle, engine: str, device: torch.device) -> Any:
         kind = "cuda" if engine == "triton" and device.type == "cuda" else "cpu"
         options = PipelineOptions(threads=1, sparse_backend=engine, device=kind)
-        pipeline = Pipeline(bundle, options)
+        try:
+            pipeline = Pipeline(bundle, options)
+        except BackendError as err:
+            if kind == "cpu":
+                raise
+            pytest.skip(f"no engine for the dense model on this GPU: {err}")
         return pipeline, pipeline(smooth_picture(50, 66), ALL_MAPS)
 
     @pytest.mark.parametrize("selector", [None, {"kind": "random", "density": 0.3}])
@@ -171,4 +206,4 @@ class TestPipeline:
         assert np.array_equal(found.refined, expected.refined)
         assert (found.labels == expected.labels).mean() > 0.999
         assert np.allclose(found.entropy, expected.entropy, atol=1e-3)
-        assert pipeline.backends["sparse"] == f"triton on {device}"
+        assert pipeline.backends["sparse"].startswith(f"triton on {device}")
