@@ -61,6 +61,13 @@ class GatedEnsembler(nn.Module):
         weights = self.gate(torch.cat(evidence, 1)).softmax(1)
         return self.mix(weights[:, :1] * dense_logits + weights[:, 1:] * refined_logits)  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def divide_logits(self, temperature: float) -> None:
+        """Let the fused logits be divided by a number, which changes no label."""
+        last = _linear_layers(self.mix)[-1]
+        last.weight.div_(temperature)
+        last.bias.div_(temperature)
+
 
 @torch.no_grad()
 def _make_identity(first: nn.Linear, second: nn.Linear) -> None:

@@ -175,6 +175,8 @@ class RefinerRecipe(TrainingRecipe):
         teacher: bundle whose dense model, usually one trained at full resolution, is imitated too.
         teacher_share: weight of the imitation in the loss; the labels weigh the rest.
         dice: weight of the Dice loss, which is added; 0 for none.
+        calibrate: whether the fused logits of a gated ensembler are made as confident on the
+            validation data as they are right there, see `sparserefine_ros.training.temperature`.
     """
 
     selector: SelectorSpec | None = None
@@ -186,6 +188,7 @@ class RefinerRecipe(TrainingRecipe):
     teacher: str | None = None
     teacher_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     dice: Annotated[float, Field(ge=0.0)] = 0.0
+    calibrate: bool = True
 
 
 class SelectorRecipe(TrainingRecipe):

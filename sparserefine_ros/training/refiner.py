@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import describe_mistakes
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, open_dataset
 from sparserefine_ros.dense.stage import open_dense_stage
+from sparserefine_ros.ensemble import GatedEnsembler
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.maps import assemble_maps
@@ -42,8 +43,6 @@ from sparserefine_ros.refiner import (
     RefineStage,
     sample_dense,
 )
-from sparserefine_ros.resources import find_bundle
-from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.cache import CachedItems
@@ -53,9 +52,14 @@ from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.training.start import start_from
+from sparserefine_ros.training.teacher import Teacher, open_named_bundle
+from sparserefine_ros.training.temperature import fit_temperature
 from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "refiner.safetensors"
+
+# Of a frame, to fit one number.
+_CALIBRATION_PIXELS: Final = 20_000
 
 _logger = logging.getLogger(__name__)
 
@@ -83,13 +87,13 @@ class RefinerTask:
         self._classes = len(self.bundle.spec.classes)
         self.module = Refiner(spec, self.bundle.spec.refiner_channels(), self._classes)
         if recipe.start_from:
-            self.source = _open_bundle(recipe.start_from)
+            self.source = open_named_bundle(recipe.start_from)
             share = start_from(self.module, self.bundle, self.source)
             _logger.info("%.0f %% of the weights start from %s", 100.0 * share, self.source.name)
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         self._class_weights = self.crops.class_weights(self._classes, recipe.class_balance)
         self._sample_features = FeatureSampler(spec)
-        self._teacher = _Teacher(recipe.teacher, bundle) if recipe.teacher else None
+        self._teacher = Teacher(recipe.teacher, bundle) if recipe.teacher else None
         self._look = open_dense_stage(self.bundle, threads=threads_per_process())
         validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
         self._validation = CachedItems(
@@ -138,7 +142,11 @@ class RefinerTask:
         teach, device = self._teacher, device_of(self.module)
         dense_logits = torch.cat(logits_of).to(device)
         truth = torch.cat([_labels_at(crop) for crop in crops]).to(device)
-        taught = torch.cat([teach(crop) for crop in crops], 1).to(device) if teach else None
+        taught = (
+            torch.cat([teach(crop.sample.image, crop.selection) for crop in crops], 1).to(device)
+            if teach
+            else None
+        )
         refined_logits = self.module.extractor(features.to(device), plan.to(device))
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
         return sum(
@@ -165,6 +173,36 @@ class RefinerTask:
         valid = truth[truth != IGNORED_LABEL]
         return loss / weights[valid].sum().clamp_min(1.0)
 
+    def calibrate(self) -> float | None:
+        """Divide the fused logits by the temperature that fits the validation data; return it.
+
+        None where there is nothing to divide: another ensembler, or no pixel selected.
+        """
+        ensembler = self.module.ensembler
+        if not isinstance(ensembler, GatedEnsembler):
+            return None
+        parts = [self._evidence(frame) for frame in self._validation if frame.selection.count]
+        if not parts:
+            return None
+        logits, truth = (torch.cat(list(each)) for each in zip(*parts, strict=True))
+        temperature = fit_temperature(logits, truth)
+        ensembler.divide_logits(temperature)
+        return temperature
+
+    @torch.inference_mode()
+    def _evidence(self, frame: _Selected) -> tuple[Tensor, Tensor]:
+        """Fused logits and labels of some refined pixels, evenly spread."""
+        spec, selection, module = self.bundle.spec.refiner, frame.selection, self.module.eval()
+        assert spec is not None
+        plan = build_plan(
+            selection.pixels, (1, *selection.full_size), spec.depth, bounds=spec.bounds
+        )
+        dense_logits = sample_dense(frame.dense.logits, selection)
+        features = self._sample_features(frame.sample.image, frame.dense, selection, dense_logits)
+        fused = module.ensembler(dense_logits, module.extractor(features, plan))
+        step = -(-selection.count // _CALIBRATION_PIXELS)
+        return fused[::step], _labels_at(frame)[::step]
+
     def score(self, module: nn.Module) -> float:
         """Mean IoU at full resolution through the inference stages, on the CPU."""
         assert isinstance(module, Refiner)
@@ -182,41 +220,6 @@ class RefinerTask:
             assert maps.labels is not None
             confusion.update(frame.sample.labels, maps.labels)
         return confusion.mean_iou()
-
-
-def _open_bundle(folder: str) -> Bundle:
-    """The bundle that a recipe names, by path, which may hold variables, or by name."""
-    return Bundle.open(find_bundle(os.path.expandvars(folder)))
-
-
-class _Teacher:
-    """Probabilities of another dense model at the selected pixels.
-
-    Attributes:
-        digest: of its bundle.
-
-    Raises:
-        ConfigurationError: its classes are others.
-    """
-
-    def __init__(self, folder: str, student: Bundle) -> None:
-        bundle = _open_bundle(folder)
-        if bundle.class_names != student.class_names:
-            raise ConfigurationError(
-                f"expected a teacher with the bundle's classes {list(student.class_names)}, "
-                f"got {list(bundle.class_names)}; train it on the same data"
-            )
-        self.digest = bundle.digest
-        self._look = open_dense_stage(bundle, threads=threads_per_process())
-
-    def __call__(self, crop: _Selected) -> Tensor:
-        """float32 [C, N]."""
-        height, width = crop.sample.labels.shape
-        logits, pixels = self._look(crop.sample.image).dense.logits, crop.selection.pixels
-        size = logits.shape[1:]
-        rows = nearest_index(height, size[0])[pixels // width]
-        columns = nearest_index(width, size[1])[pixels % width]
-        return logits.flatten(1).index_select(1, rows * size[1] + columns).softmax(0)
 
 
 def _labels_at(crop: _Selected) -> Tensor:
@@ -257,19 +260,21 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     task = RefinerTask(recipe, bundle)
     origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
-    record = {
-        **bundle.spec.training,
-        "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
-        "refiner_epochs": recipe.schedule.epochs,
-        "refiner_seed": recipe.seed,
-        "refined_val_miou": round(miou, 4),
-        **({"refiner_start": task.source.name} if task.source else {}),
-    }
-    spec = task.bundle.spec.model_copy(update={"training": record})
-    sources = {file.path: bundle.path(file) for file in spec.files()}
-    sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
 
     def write() -> Bundle:
+        temperature = task.calibrate() if recipe.calibrate else None
+        record = {
+            **bundle.spec.training,
+            "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
+            "refiner_epochs": recipe.schedule.epochs,
+            "refiner_seed": recipe.seed,
+            "refined_val_miou": round(miou, 4),
+            **({"refiner_start": task.source.name} if task.source else {}),
+            **({"refiner_temperature": round(temperature, 4)} if temperature else {}),
+        }
+        spec = task.bundle.spec.model_copy(update={"training": record})
+        sources = {file.path: bundle.path(file) for file in spec.files()}
+        sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
         save_weights(task.module, folder / WEIGHTS_FILE)
         return create_bundle(folder / "bundle", spec, sources)
 

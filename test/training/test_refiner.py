@@ -325,6 +325,34 @@ class TestTrainRefiner:
             fused = task.module.ensembler(dense_logits, refined).argmax(1)
         assert np.array_equal(labels.reshape(-1)[frame.selection.pixels.numpy()], fused.numpy())
 
+    @pytest.mark.parametrize("ensembler", ["gated", "direct"])
+    def test_calibration_changes_how_sure_it_is_and_no_label(
+        self, third_party: Bundle, tmp_path: Path, ensembler: str
+    ) -> None:
+        recipe = make_recipe(
+            "street:5:2:64x48", schedule=make_schedule(epochs=2), ensembler=ensembler
+        )
+        image = StreetScene(9).render(1.0, height=50, width=70).image
+        found = []
+        for calibrate in (False, True):
+            chosen = recipe.model_copy(update={"calibrate": calibrate})
+            bundle = train_refiner(chosen, third_party, tmp_path / str(calibrate), resume=False)
+            pipeline = Pipeline(bundle, PipelineOptions(threads=1, sparse_backend="pytorch"))
+            found.append((bundle, pipeline(image, ALL_MAPS)))
+        (plain, before), (calibrated, after) = found
+        assert np.array_equal(before.labels, after.labels)
+        assert "refiner_temperature" not in plain.spec.training
+        if ensembler == "direct":
+            assert "refiner_temperature" not in calibrated.spec.training
+            assert np.array_equal(before.entropy, after.entropy)
+            return
+        temperature = float(calibrated.spec.training["refiner_temperature"])
+        assert temperature != pytest.approx(1.0, abs=0.01)
+        one, other = (load_refiner(each).ensembler.mix[2] for each in (plain, calibrated))
+        torch.testing.assert_close(other.weight * temperature, one.weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(other.bias * temperature, one.bias, rtol=1e-3, atol=1e-5)
+        assert not np.array_equal(before.entropy, after.entropy)
+
     def test_from_a_refiner_for_another_dense_model(
         self, third_party: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
