@@ -45,7 +45,8 @@ def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path)
     assert trained < engines
     assert len(figures["missing"]) + len(engines - trained) == len(ENGINES)
     for row in rows:
-        assert row["error"] < (2e-2 if row["engine"] == "compiled-bfloat16" else 1e-5)
+        largest = {"compiled-bfloat16": 2e-2, "dense-bfloat16": 1e-1}
+        assert row["error"] < largest.get(row["engine"], 1e-5)
         assert row["memory_mb"] < 1000.0
     assert all(row["density"] == pytest.approx(0.1, abs=0.02) for row in rows[: len(engines)])
     assert all(row["runs"] == 3 and row["ms"]["low"] > 0.0 for row in rows)
