@@ -144,5 +144,10 @@ def test_ctrl_c_ends_a_build(engines: Engines, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("built to the end")
 
     monkeypatch.setattr(dense_engines, "build_engine", build_engine)
-    engines.build("--picture-sizes", "64x48", code=130)
+    # A shell has what it starts in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        engines.build("--picture-sizes", "64x48", code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert EngineCache(engines.folder).digests() == []

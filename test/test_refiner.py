@@ -17,6 +17,7 @@ from sparserefine_ros.bundle_spec import FileSpec, UNetRefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import write_yaml
 from sparserefine_ros.errors import BundleError
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput
 from sparserefine_ros.refiner import (
     FeatureSampler,
@@ -132,9 +133,11 @@ class TestStage:
         with torch.no_grad():
             probabilities = refiner.ensembler(at, refiner.extractor(features, plan)).softmax(1)
         top = probabilities.max(1)
-        # Float32 with folded norms against unfolded ones.
-        torch.testing.assert_close(result.top_probability, top.values, rtol=1e-3, atol=1e-4)
-        sure = probabilities.topk(2).values.diff().abs().view(-1) > 1e-3
+        # Folded norms against unfolded ones, in float32 or with products of bfloat16.
+        kernels = compiled_kernels()
+        moved = 1e-2 if kernels is not None and kernels.has_bfloat16 else 1e-3
+        torch.testing.assert_close(result.top_probability, top.values, rtol=moved, atol=moved / 10)
+        sure = probabilities.topk(2).values.diff().abs().view(-1) > moved
         assert sure.float().mean() > 0.9
         assert torch.equal(result.labels[sure].long(), top.indices[sure])
         times = clock.times().milliseconds
