@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.pointnet import PointNet
 from sparserefine_ros.sparse.unet import SparseUNet
 from sparserefine_ros.weights import load_weights
+
+if TYPE_CHECKING:
+    from sparserefine_ros.triton_kernels.stage import TritonRefineStage
 
 
 class Refiner(nn.Module):
@@ -186,27 +189,9 @@ class RefineStage:
             return self._fuse(dense_logits, refined_logits, labels)
 
 
-class RefinesFrames(Protocol):
-    """What `open_refine_stage` returns; see `RefineStage`."""
-
-    description: str
-    on_gpu: bool
-    settled: bool
-
-    def __call__(
-        self,
-        image: NDArray[np.uint8],
-        dense: DenseOutput,
-        selection: Selection,
-        clock: StageClock,
-        truth: NDArray[np.uint8] | None = None,
-    ) -> Uncertainty | None:
-        """See `RefineStage`; on a GPU its memory may run out (`DeviceMemoryError`)."""
-
-
 def open_refine_stage(
     refiner: Refiner, bundle: Bundle, *, engine: str = AUTO, device: str = "cpu"
-) -> RefinesFrames:
+) -> RefineStage | TritonRefineStage:
     """The refine stage where its engine runs.
 
     Args:
