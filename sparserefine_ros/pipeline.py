@@ -19,11 +19,12 @@ from sparserefine_ros.clock import StageClock
 from sparserefine_ros.deadline import PixelCost
 from sparserefine_ros.dense.backends import choose_backend
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
-from sparserefine_ros.dense.segmenter import available_cores, open_segmenter
+from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.dense.stage import DenseResult, DenseStage
 from sparserefine_ros.errors import ConfigurationError, DeviceMemoryError
 from sparserefine_ros.image import check_image
 from sparserefine_ros.maps import assemble_maps
+from sparserefine_ros.processor import available_cores
 from sparserefine_ros.records import Map, Prediction, Selection, Uncertainty
 from sparserefine_ros.refiner import load_refiner, open_refine_stage
 from sparserefine_ros.selection import selection_from_mask

@@ -20,12 +20,12 @@ from sparserefine_ros.bags.report import METRICS, SCORES, write_results
 from sparserefine_ros.bags.results import BagOptions
 from sparserefine_ros.bags.staging import whole_folder
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.dense.segmenter import available_cores
 from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.processor import available_cores
 
 SUMMARY: Final = "summary.json"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from sparserefine_ros.dense.options import (
     silent,
 )
 from sparserefine_ros.errors import BackendError
+from sparserefine_ros.processor import available_cores
 from sparserefine_ros.records import DenseOutput
 
 
@@ -85,10 +85,3 @@ def open_segmenter(
     opener: Opener = importlib.import_module(known.module).open_segmenter
     how = DenseOptions(name, device, threads or available_cores(), engine, on_device)
     return opener(bundle, how, report)
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

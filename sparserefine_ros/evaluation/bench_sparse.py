@@ -19,7 +19,6 @@ from typing import Final
 import torch
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.dense.segmenter import available_cores
 from sparserefine_ros.errors import BackendError, ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.cost import count_parameters
 from sparserefine_ros.evaluation.measure import (
@@ -39,7 +38,8 @@ from sparserefine_ros.evaluation.sparse_cases import (
     street_mask,
 )
 from sparserefine_ros.kernels.library import PYTORCH, VARIABLE, compiled_kernels
-from sparserefine_ros.sparse.engines import ENGINES, SparseEngine, open_engine
+from sparserefine_ros.processor import available_cores, multiplies_bfloat16
+from sparserefine_ros.sparse.engines import ENGINES, SparseEngine, open_engine, runs_on_gpu
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
 
@@ -66,7 +66,7 @@ class EngineTime:
         error: rms difference to the training network's logits over their rms.
         gflops: billions of operations per second; two for each multiplication of an existing pair.
         peak_share: the same over what the fastest matrix product of this machine reaches in the
-            engine's precision.
+            engine's precision, or in float32 where it lacks that.
         memory_mb: largest resident size of the process during the calls, over the size before the
             engine was opened.
     """
@@ -94,7 +94,7 @@ class SparseFigures:
         plan_ms: time of the plan, by name of the UNet and density in percent.
         parameters: of each UNet.
         times: each engine on each UNet and mask.
-        missing: engines that could not run, and why.
+        missing: engines that did not run, and why.
     """
 
     machine: str
@@ -141,7 +141,7 @@ def bench_sparse(
         unets: of `UNETS`.
         densities: shares of the picture.
         engines: of `sparserefine_ros.sparse.engines.ENGINES`, or "training"; None for all that are
-            installed.
+            installed and whose precision the processor has.
         threads: 0 for one per available core.
 
     Raises:
@@ -154,7 +154,7 @@ def bench_sparse(
     engines = engines or [*installed, TRAINING]
     threads = threads or available_cores()
     torch.set_num_threads(threads)
-    peaks = {name: measure_peak_gflops(dtype, threads) for name, dtype in _PRECISIONS.items()}
+    peaks = {name: measure_peak_gflops(dtype, threads) for name, dtype in _precisions().items()}
     masks = {density: street_mask(bundle, density, SIZE, threads) for density in densities}
     plan_ms: dict[str, Spread] = {}
     parameters: dict[str, int] = {}
@@ -175,7 +175,12 @@ def bench_sparse(
     )
 
 
-_PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+def _precisions() -> dict[str, torch.dtype]:
+    """What the processor multiplies itself."""
+    found = {"float32": torch.float32}
+    if multiplies_bfloat16(torch.device("cpu")):
+        found["bfloat16"] = torch.bfloat16
+    return found
 
 
 def _precision_of(engine: str) -> str:
@@ -183,10 +188,13 @@ def _precision_of(engine: str) -> str:
 
 
 def _installed() -> tuple[list[str], list[str]]:
-    """Engines that can be opened here, and why the others cannot."""
+    """Engines that are worth their time here, and why the others are not."""
     probe = SparseUNet(1, 2, widths=(1,))
     found, missing = [], []
     for name in ENGINES:
+        if not runs_on_gpu(name) and _precision_of(name) not in _precisions():
+            missing.append(f"not timed, for this processor lacks bfloat16: {name}")
+            continue
         with contextlib.suppress(BackendError):
             open_engine(name, probe, threads=1)
             found.append(name)
@@ -211,7 +219,7 @@ def _measure(case: Case, engine: str, threads: int, peaks: dict[str, float]) -> 
     run = open_engine(engine, case.unet, threads=threads)
     error = _checked_error(case, engine, run)
     ms, runs = time_calls(lambda: run(case.features, case.plan))
-    peak = peaks[_precision_of(engine)]
+    peak = peaks.get(_precision_of(engine), peaks["float32"])
     return [_row(case, engine, ms, runs, error, case.flop, peak, before)]
 
 

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.datasets import SegmentationDataset
-from sparserefine_ros.dense.segmenter import available_cores
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator, FrameResult, Task
@@ -23,6 +22,7 @@ from sparserefine_ros.evaluation.measure import describe_machine
 from sparserefine_ros.evaluation.scores import FrameScore, Setting, Tally
 from sparserefine_ros.evaluation.subset import ALL_FRAMES, Subset
 from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.processor import available_cores
 
 
 def evaluate(

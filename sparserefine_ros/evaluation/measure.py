@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sparserefine_ros.dense.segmenter import available_cores
+from sparserefine_ros.processor import available_cores
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from sparserefine_ros.training.log import TrainingLog
-from sparserefine_ros.training.processes import in_main_process, open_accelerator
+from sparserefine_ros.training.processes import can_use_bfloat16, in_main_process, open_accelerator
 from sparserefine_ros.training.recipe import Schedule
 
 
@@ -136,6 +136,7 @@ class _Run:
         self._accelerator = open_accelerator()
         self.is_main: bool = self._accelerator.is_main_process
         self._device: torch.device = self._accelerator.device
+        self._bfloat16 = schedule.bfloat16 and can_use_bfloat16(self._device)
         task.module.to(self._device)
         self.average = AveragedModel(
             task.module,
@@ -187,9 +188,7 @@ class _Run:
             # Processes exchange their gradients once, with the last batch.
             alone = i < len(group)
             with self._accelerator.no_sync(self._loss_of) if alone else nullcontext():
-                with torch.autocast(
-                    self._device.type, torch.bfloat16, enabled=self.schedule.bfloat16
-                ):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                     loss = self._loss_of(batch)
                 total += _finite(loss, epoch)
                 self._accelerator.backward(loss / len(group))

@@ -7,6 +7,7 @@ environment variables. All of them see the same files; only the main process wri
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import torch
 from torch import nn
 
-from sparserefine_ros.dense.segmenter import available_cores
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.processor import available_cores, multiplies_bfloat16
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 # Only the main process validates; the others wait for it so long.
 _PATIENCE: Final = timedelta(hours=12)
@@ -63,6 +66,17 @@ def in_main_process(make: Callable[[], T]) -> T:
 def is_main_process() -> bool:
     """Whether this process writes files and shows progress, by the launcher's environment."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def can_use_bfloat16(device: torch.device) -> bool:
+    """Whether mixed precision pays on a device; a warning says so where it does not."""
+    if multiplies_bfloat16(device):
+        return True
+    _logger.warning(
+        "training in float32: %s does not multiply bfloat16 itself and would be many times slower",
+        device,
+    )
+    return False
 
 
 def threads_per_process() -> int:

@@ -60,7 +60,7 @@ class Schedule(Record):
         gradient_clip: largest gradient norm.
         average_decay: decay per step of the moving average of the weights; 0 averages nothing.
         workers: processes that prepare crops.
-        bfloat16: mixed precision, worth it where the device has bfloat16 natively.
+        bfloat16: mixed precision where the device multiplies bfloat16 itself, else float32.
         tensorboard: write TensorBoard scalars beside the CSV log.
     """
 

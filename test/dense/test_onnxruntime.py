@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.dense.backends import BACKENDS
-from sparserefine_ros.dense.segmenter import Segmenter, available_cores, open_segmenter
+from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
+from sparserefine_ros.processor import available_cores
 
 CLASSES = 4
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]

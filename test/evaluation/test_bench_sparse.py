@@ -55,6 +55,30 @@ def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path)
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_only_where_the_processor_multiplies_it(
+    native: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: native)
+    figures = bench_sparse(Bundle.open(tiny_bundle), unets=["bundle"], densities=[0.1], threads=1)
+    assert ("bfloat16" in figures.peak_gflops) == native
+    assert ("dense-bfloat16" in {row.engine for row in figures.times}) == native
+    lacks = "not timed, for this processor lacks bfloat16: dense-bfloat16"
+    assert (lacks in figures.missing) == (not native)
+
+
+def test_an_engine_in_bfloat16_on_demand(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: False)
+    figures = bench_sparse(
+        Bundle.open(tiny_bundle),
+        unets=["bundle"], densities=[0.1], engines=["dense-bfloat16"], threads=1,
+    )  # fmt: skip
+    (row,) = figures.times
+    assert row.peak_share == pytest.approx(row.gflops / 100.0)
+
+
 def test_rates_follow_from_time_and_existing_pairs(tiny_bundle: Path) -> None:
     figures = bench_sparse(
         Bundle.open(tiny_bundle), unets=["bundle"], densities=[1.0], engines=["pytorch"], threads=1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toy_task import SCHEDULE, ToyTask, Weights, copy_of
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.training import processes
 from sparserefine_ros.training.checkpoint import BEST, LAST, save_checkpoint
 from sparserefine_ros.training.log import LOG
 from sparserefine_ros.training.loop import fit, learning_rate
@@ -233,6 +234,26 @@ class TestAccumulation:
             schedule = SCHEDULE.model_copy(update={"epochs": 1, "accumulate": accumulate})
             fit(task, schedule, tmp_path / str(accumulate), seed=3, resume=False)
         assert not torch.allclose(*(next(t.module.parameters()) for t in (first, second)))
+
+
+class TestBfloat16:
+    @pytest.mark.parametrize("native", [False, True])
+    def test_only_where_the_device_multiplies_it(
+        self,
+        native: bool,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(processes, "multiplies_bfloat16", lambda device: native)
+        weights = []
+        for bfloat16 in (False, True):
+            task = ToyTask()
+            schedule = SCHEDULE.model_copy(update={"bfloat16": bfloat16})
+            fit(task, schedule, tmp_path / str(bfloat16), seed=3, resume=False)
+            weights.append(copy_of(task.module.state_dict()))
+        assert same(*weights) == (not native)
+        assert ("training in float32" in caplog.text) == (not native)
 
 
 class TestBadLoss:
