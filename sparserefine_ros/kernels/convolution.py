@@ -23,9 +23,6 @@ from sparserefine_ros.kernels.library import Kernels
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 
-# Outputs whose weights lie side by side, `BLOCK` in `convolve.h`.
-_BLOCK: Final = 4 * LANES
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -42,14 +39,14 @@ class Weights:
     dtype: torch.dtype
 
     @classmethod
-    def pack(cls, values: Tensor, dtype: torch.dtype = torch.float32) -> Weights:
-        """From weights [T, I, O]."""
+    def pack(cls, values: Tensor, kernels: Kernels, dtype: torch.dtype = torch.float32) -> Weights:
+        """From weights [T, I, O], for the library that will read them."""
         values = pad_channels(values)
         if dtype == torch.bfloat16:
             taps, inputs, outputs = values.shape
             pairs = F.pad(values, (0, 0, 0, inputs % 2)).view(taps, -1, 2, outputs)
             values = pairs.to(dtype).transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
-        blocks = [block.flatten() for block in torch.split(values, _BLOCK, 2)]
+        blocks = [block.flatten() for block in torch.split(values, kernels.block, 2)]
         return cls(torch.cat(blocks), values.shape[1], dtype)
 
 

@@ -59,8 +59,9 @@ constexpr int MOST_WIDTH = 4, REGISTERS = 30;
 constexpr int MOST_WIDTH = 2, REGISTERS = 15;
 #endif
 
-// Outputs whose weights lie side by side.
-constexpr int64_t BLOCK = 64;
+// Outputs whose weights lie side by side: those worked on together. Wider, the weights in use would
+// be strewn over the first-level cache and fill a part of its sets only.
+constexpr int64_t BLOCK = MOST_WIDTH * LANES;
 
 // Weights that stay in the first-level cache while a chunk of rows passes by, in words.
 constexpr int64_t RESIDENT = 8192;

@@ -8,11 +8,13 @@
 #include "plan.h"
 
 // Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
-constexpr int64_t kInterface = 2;
+constexpr int64_t kInterface = 3;
 
 extern "C" {
 
 int64_t sr_interface() { return kInterface; }
+
+int64_t sr_block() { return sr::BLOCK; }
 
 void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
 

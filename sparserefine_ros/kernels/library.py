@@ -25,7 +25,7 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 2
+_INTERFACE: Final = 3
 
 _BFLOAT16: Final = "_x86_64_v4_bf16"
 
@@ -46,6 +46,7 @@ class Kernels:
     Attributes:
         name: instruction set, for logs and diagnostics.
         has_bfloat16: whether they multiply bfloat16 in one instruction.
+        block: output channels whose weights lie side by side, `BLOCK` in `convolve.h`.
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.
 
     Raises:
@@ -62,8 +63,9 @@ class Kernels:
                 f"expected {path} to be built from this version of the package, it is from "
                 "another; install the package again (pip install, or colcon build)"
             )
-        for function in ("sr_strided_sites", "sr_up_table", "sr_expand_mask"):
+        for function in ("sr_block", "sr_strided_sites", "sr_up_table", "sr_expand_mask"):
             getattr(self.call, function).restype = ctypes.c_int64
+        self.block: int = self.call.sr_block()
 
 
 @functools.cache

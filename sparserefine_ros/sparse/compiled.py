@@ -40,17 +40,31 @@ def _activation(norm: SiteNorm, dtype: torch.dtype, channels: slice = slice(None
     return Activation(pad_channels(scale[channels]), pad_channels(shift[channels]), dtype)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What weights are packed for."""
+
+    kernels: Kernels
+    dtype: torch.dtype
+
+    def pack(self, values: Tensor) -> Weights:
+        return Weights.pack(values, self.kernels, self.dtype)
+
+    def pack_float32(self, values: Tensor) -> Weights:
+        return Weights.pack(values, self.kernels)
+
+
 @dataclass
 class _Kernel:
     """Weights [9, I, O] of a part of a convolution's inputs, packed for each set of taps."""
 
     values: Tensor
-    dtype: torch.dtype
+    form: _Form
     packed: dict[tuple[int, ...], Weights] = field(default_factory=dict)
 
     def for_taps(self, taps: tuple[int, ...]) -> Weights:
         if taps not in self.packed:
-            self.packed[taps] = Weights.pack(self.values[list(taps)], self.dtype)
+            self.packed[taps] = self.form.pack(self.values[list(taps)])
         return self.packed[taps]
 
 
@@ -65,24 +79,22 @@ class _Stream:
 class _Block:
     """A residual block on one or two concatenated inputs."""
 
-    def __init__(
-        self, block: ResidualBlock, parts: Sequence[int], name: str, dtype: torch.dtype
-    ) -> None:
-        self._name = name
+    def __init__(self, block: ResidualBlock, parts: Sequence[int], name: str, form: _Form) -> None:
+        self._name, dtype = name, form.dtype
         bounds = [sum(parts[:i]) for i in range(len(parts) + 1)]
         slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         self.enter = tuple(_activation(block.norm1, dtype, part) for part in slices)
         scale, shift = block.norm2.folded()
         kernel1 = block.conv1.kernel.detach() * scale.detach()
-        self._conv1 = [_Kernel(kernel1[:, part], dtype) for part in slices]
+        self._conv1 = [_Kernel(kernel1[:, part], form) for part in slices]
         shift = pad_channels(shift)
         self._relu = Activation(torch.ones_like(shift), shift, dtype)
-        self._conv2 = _Kernel(block.conv2.kernel.detach(), dtype)
+        self._conv2 = _Kernel(block.conv2.kernel.detach(), form)
         self._width = kernel1.shape[2]
         self._shortcut = None
         if isinstance(block.shortcut, nn.Linear):
             weight = block.shortcut.weight.detach().t()
-            self._shortcut = [Weights.pack(weight[None, part]) for part in slices]
+            self._shortcut = [form.pack_float32(weight[None, part]) for part in slices]
 
     def __call__(
         self,
@@ -122,22 +134,22 @@ class _Block:
 class _Level:
     """Blocks of one resolution around everything below it."""
 
-    def __init__(self, level: UNetLevel, width: int, dtype: torch.dtype) -> None:
-        self.width = width
+    def __init__(self, level: UNetLevel, width: int, form: _Form) -> None:
+        self.width, dtype = width, form.dtype
         self._before = [
-            _Block(block, [width], f"before {i}", dtype)  # type: ignore[arg-type]
+            _Block(block, [width], f"before {i}", form)  # type: ignore[arg-type]
             for i, block in enumerate(level.before)
         ]
         self._below: _Level | None = None
         if level.below is not None:
             deep = level.down.kernel.shape[2]
-            self._below = _Level(level.below, deep, dtype)
+            self._below = _Level(level.below, deep, form)
             self._down_enter = _activation(level.down_norm, dtype)
-            self._down = _Kernel(level.down.kernel.detach(), dtype)
+            self._down = _Kernel(level.down.kernel.detach(), form)
             self._up_enter = _activation(level.up_norm, dtype)
-            self._up = _Kernel(level.up.kernel.detach(), dtype)
+            self._up = _Kernel(level.up.kernel.detach(), form)
             self._after = [
-                _Block(block, [width] * (1 + (i == 0)), f"after {i}", dtype)  # type: ignore[arg-type]
+                _Block(block, [width] * (1 + (i == 0)), f"after {i}", form)  # type: ignore[arg-type]
                 for i, block in enumerate(level.after)
             ]
 
@@ -225,14 +237,15 @@ class CompiledUNet:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._run, self._dtype = Convolver(kernels, threads), dtype
+        form = _Form(kernels, dtype)
         unet = copy.deepcopy(unet)
         stem = unet.stem.kernel.detach()
         self._inputs, self._width = stem.shape[1], stem.shape[2]
-        self._stem = Weights.pack(stem, dtype)
-        self._levels = _Level(unet.levels, self._width, dtype)
+        self._stem = form.pack(stem)
+        self._levels = _Level(unet.levels, self._width, form)
         self._exit = _activation(unet.norm, torch.float32)
         self._classes = unet.head.out_features
-        self._head = Weights.pack(unet.head.weight.detach().t()[None])
+        self._head = form.pack_float32(unet.head.weight.detach().t()[None])
         self._bias = pad_channels(unet.head.bias)
 
     @torch.inference_mode()

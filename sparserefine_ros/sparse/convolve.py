@@ -116,7 +116,7 @@ def _convolve(
         features = features.contiguous()
         out = features.new_empty(outputs, convolution.padded(width))
         for gather in gathers:
-            weights = convolution.Weights.pack(kernel[list(gather.taps)])
+            weights = convolution.Weights.pack(kernel[list(gather.taps)], kernels)
             autograd.convolve_gather(kernels, features, weights, gather, out)
         return out[:, :width]
     padded, out = with_none_row(features), features.new_empty(outputs, width)
