@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.records import Map, Selection, Uncertainty
-from sparserefine_ros.selection import nearest_index
+from sparserefine_ros.selection import expand_map
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,9 @@ def assemble_maps(
         fused: summary of the fused result, [N]; None when nothing was refined.
         wanted: the maps to build.
     """
-    expand = _Expansion((dense.labels.shape[0], dense.labels.shape[1]), selection.full_size)
 
     def build(of: Callable[[Uncertainty], NDArray[Any]]) -> NDArray[Any]:
-        full = expand(of(dense))
+        full = expand_map(of(dense), selection.full_size)
         if fused is not None:
             full.reshape(-1)[selection.pixels.numpy()] = of(fused)
         return full
@@ -52,7 +51,11 @@ def assemble_maps(
         entropy=build(lambda part: part.entropy.numpy()) if Map.ENTROPY in wanted else None,
         confidence=build(confidence_bytes) if Map.CONFIDENCE in wanted else None,
         refined=_selected(selection) if Map.REFINED in wanted else None,
-        dense_labels=expand(dense.labels.numpy()) if Map.DENSE_LABELS in wanted else None,
+        dense_labels=(
+            expand_map(dense.labels.numpy(), selection.full_size)
+            if Map.DENSE_LABELS in wanted
+            else None
+        ),
     )
 
 
@@ -65,14 +68,3 @@ def _selected(selection: Selection) -> NDArray[np.bool_]:
 def confidence_bytes(part: Uncertainty) -> NDArray[np.uint8]:
     """uint8 round(255 * top probability)."""
     return np.rint(part.top_probability.numpy() * 255.0).astype(np.uint8)
-
-
-class _Expansion:
-    """Nearest-neighbour upsampling of one frame's maps, [h, w] -> C-contiguous [H, W]."""
-
-    def __init__(self, low_res_size: tuple[int, int], full_size: tuple[int, int]) -> None:
-        self._rows = nearest_index(full_size[0], low_res_size[0]).numpy()
-        self._columns = nearest_index(full_size[1], low_res_size[1]).numpy()
-
-    def __call__(self, low_res: NDArray[Any]) -> NDArray[Any]:
-        return low_res.take(self._columns, axis=1).take(self._rows, axis=0)

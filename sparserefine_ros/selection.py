@@ -11,6 +11,8 @@ lies in the block of low-resolution row floor(y * h / H); columns alike. Nothing
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,17 +21,19 @@ from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.kernels.topology import expand_mask
 from sparserefine_ros.records import Selection
 
+T = TypeVar("T", bound=np.generic)
+
 
 def nearest_index(full: int, low: int) -> torch.Tensor:
     """Low-resolution index of each full-resolution row (or column), int64 [full]."""
     return torch.arange(full) * low // full
 
 
-def expand_map(low_res: torch.Tensor, full_size: tuple[int, int]) -> torch.Tensor:
-    """Nearest-neighbour upsampling, [..., h, w] -> [..., H, W]."""
-    rows = nearest_index(full_size[0], low_res.shape[-2])
-    columns = nearest_index(full_size[1], low_res.shape[-1])
-    return low_res.index_select(-2, rows).index_select(-1, columns)
+def expand_map(low_res: NDArray[T], full_size: tuple[int, int]) -> NDArray[T]:
+    """Nearest-neighbour upsampling, [..., h, w] -> C-contiguous [..., H, W]."""
+    rows = nearest_index(full_size[0], low_res.shape[-2]).numpy()
+    columns = nearest_index(full_size[1], low_res.shape[-1]).numpy()
+    return low_res.take(columns, axis=-1).take(rows, axis=-2)
 
 
 def select_above(

@@ -102,7 +102,7 @@ class MagnitudeSelector(Selector):
     ) -> Tensor:
         """See `Selector`."""
         assert dense.features is not None  # the segmenter returns what the bundle uses
-        return expand_map(dense.features.norm(dim=0), dense.size).contiguous()
+        return torch.from_numpy(expand_map(dense.features.norm(dim=0).numpy(), dense.size))
 
 
 class RandomSelector(Selector):
@@ -144,7 +144,7 @@ class OracleSelector(Selector):
             ConfigurationError: no labels.
         """
         truth = truth_for_oracle(truth, "selector")
-        labels = expand_map(uncertainty.labels, full_size).numpy()
+        labels = expand_map(uncertainty.labels.numpy(), full_size)
         wrong = (truth != IGNORED_LABEL) & (labels != truth)
         return selection_from_pixels(wrong, dense.size, max_pixels=self._limit(at_most))
 

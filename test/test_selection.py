@@ -94,8 +94,8 @@ def test_low_res_pixels_name_the_block(low: Size, full: Size) -> None:
 
 @pytest.mark.parametrize(("low", "full"), SIZES, ids=SIZE_IDS)
 def test_expansion_and_areas_agree_with_floor(low: Size, full: Size) -> None:
-    values = torch.arange(low[0] * low[1]).view(low)
-    expanded = expand_map(values.expand(2, *low), full)
+    values = np.arange(low[0] * low[1]).reshape(low)
+    expanded = expand_map(np.broadcast_to(values, (2, *low)), full)
     blocks = [
         [(y * low[0] // full[0]) * low[1] + x * low[1] // full[1] for x in range(full[1])]
         for y in range(full[0])

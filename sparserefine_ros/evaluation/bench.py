@@ -196,7 +196,7 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
     """The pipeline's result computed with the trainable modules, uint8 [H, W]."""
     bundle, found = pipeline.bundle, open_dense_stage(pipeline.bundle)(image)
     dense, uncertainty, full_size = found.dense, found.uncertainty, found.full_size
-    labels = expand_map(uncertainty.labels, full_size).contiguous()
+    labels = torch.from_numpy(expand_map(uncertainty.labels.numpy(), full_size))
     spec = bundle.spec.refiner
     if spec is None:
         return labels.numpy()

@@ -9,8 +9,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparserefine_ros.data.datasets import IGNORED_LABEL
-from sparserefine_ros.evaluation.counts import Counts, ratio
+from sparserefine_ros.evaluation.counts import (
+    OUTCOMES,
+    RIGHT,
+    WRONG,
+    Counts,
+    count_pairs,
+    outcomes,
+    ratio,
+)
 
 BINS: Final = 15
 _LEVELS: Final = 256
@@ -56,10 +63,9 @@ class Calibration(Counts):
         confidence: NDArray[np.uint8],
     ) -> None:
         """Add one frame, each [H, W]: class ids, 255 ignored in the truth; 255 * confidence."""
-        labelled = truth != IGNORED_LABEL
-        right = predicted == truth
-        self.counts[:, _PIXELS] += np.bincount(confidence[labelled], minlength=_LEVELS)
-        self.counts[:, _RIGHT] += np.bincount(confidence[labelled & right], minlength=_LEVELS)
+        by_outcome = count_pairs(confidence, outcomes(truth, predicted), OUTCOMES)
+        self.counts[:, _PIXELS] += by_outcome[:, RIGHT] + by_outcome[:, WRONG]
+        self.counts[:, _RIGHT] += by_outcome[:, RIGHT]
 
     def bins(self) -> list[ReliabilityBin]:
         """15 ranges of equal width: (0, 1/15], (1/15, 2/15] and so on."""

@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
+
+from sparserefine_ros.data.datasets import IGNORED_LABEL
+
+OUTCOMES: Final = 3
+UNLABELLED: Final = 0
+RIGHT: Final = 1
+WRONG: Final = 2
 
 
 class Counts:
@@ -30,6 +39,33 @@ class Counts:
                 f"got {type(other).__name__} {list(other.counts.shape)}"
             )
         self.counts += other.counts
+
+
+def count_pairs(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], seconds: int
+) -> NDArray[np.int64]:
+    """How often each value of one map meets each of another.
+
+    Args:
+        first: uint8, of any shape.
+        second: uint8, of the same shape, below `seconds`.
+        seconds: 1 .. 256.
+
+    Returns:
+        int64 [256, seconds].
+    """
+    codes = first.astype(np.uint16)  # both in one number: one pass over the picture
+    codes *= np.uint16(seconds)
+    codes += second
+    return np.bincount(codes.ravel(), minlength=256 * seconds).reshape(256, seconds)
+
+
+def outcomes(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """UNLABELLED, RIGHT or WRONG for each pixel, from class ids, 255 ignored in the truth."""
+    labelled = truth != IGNORED_LABEL
+    wrong = labelled & (predicted != truth)
+    outcome: NDArray[np.uint8] = np.add(labelled, wrong, dtype=np.uint8)
+    return outcome
 
 
 def ratio(part: int | np.int64, whole: int | np.int64) -> float:

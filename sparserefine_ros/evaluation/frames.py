@@ -134,6 +134,7 @@ class FrameEvaluator:
             else SelectorSetting("none", 0.0, 0)
         )
         self._refiner = load_refiner(bundle) if bundle.spec.refiner else None
+        self._refiner_parameters = count_parameters(self._refiner) if self._refiner else 0
         self._count_dense = DenseCounter(bundle)
         self._count_dense_full = DenseCounter(full) if full else None
 
@@ -193,12 +194,11 @@ class FrameEvaluator:
             dense_full_macs=dense_full.macs,
             refiner_macs=self._refiner_macs(prediction),
         )
-        refiner_parameters = count_parameters(self._refiner) if self._refiner else 0
         return FrameResult(
             score,
             tally,
             self._selector,
-            Parameters(dense.parameters, dense_full.parameters, refiner_parameters),
+            Parameters(dense.parameters, dense_full.parameters, self._refiner_parameters),
             tuple(cost.missing for cost in (dense, dense_full) if cost.missing),
         )
 
@@ -218,8 +218,7 @@ def _count(prediction: Prediction, truth: Truth, tally: Tally) -> None:
     """Count the dense result and, where there is a refiner, the refined one."""
     dense = prediction.dense
     assert prediction.dense_labels is not None
-    low_res_confidence = torch.from_numpy(confidence_bytes(dense))
-    confidence = expand_map(low_res_confidence, prediction.size).numpy()
+    confidence = expand_map(confidence_bytes(dense), prediction.size)
     tally.variants[Variant.DENSE_LOW].update(truth, prediction.dense_labels, confidence)
     if Variant.REFINED in tally.variants:
         _count_labels(prediction, truth, tally, Variant.REFINED)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.data.datasets import IGNORED_LABEL
-from sparserefine_ros.evaluation.counts import Counts, ratio
+from sparserefine_ros.evaluation.counts import Counts, count_pairs, ratio
 
 
 class ConfusionMatrix(Counts):
@@ -31,15 +31,14 @@ class ConfusionMatrix(Counts):
             ValueError: a label is no class id.
         """
         classes = self.counts.shape[0]
-        valid = truth != IGNORED_LABEL
-        for name, labels in (("true", truth[valid]), ("predicted", predicted[valid])):
-            if labels.size and labels.max() >= classes:
-                raise ValueError(
-                    f"expected {name} labels below {classes}, got {labels.max()}; "
-                    "are these the right classes?"
-                )
-        pairs = truth[valid].astype(np.int64) * classes + predicted[valid]
-        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        highest = int(predicted.max(initial=0))
+        if highest >= classes:
+            raise _no_class("predicted", highest, classes)
+        pairs = count_pairs(truth, predicted, classes)
+        pairs[IGNORED_LABEL] = 0
+        if pairs[classes:].any():
+            raise _no_class("true", int(np.flatnonzero(pairs.any(1))[-1]), classes)
+        self.counts += pairs[:classes]
 
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union of each class, [C], 0 .. 1; NaN for a class never seen."""
@@ -61,3 +60,9 @@ class ConfusionMatrix(Counts):
     def pixel_accuracy(self) -> float:
         """Share of labelled pixels predicted right, 0 .. 1; NaN without any."""
         return ratio(np.trace(self.counts), self.counts.sum())
+
+
+def _no_class(name: str, label: int, classes: int) -> ValueError:
+    return ValueError(
+        f"expected {name} labels below {classes}, got {label}; are these the right classes?"
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recall of small objects: connected pieces of one class in the truth.
 
-Shape legend: H, W picture; C classes; K small objects of a frame.
+Shape legend: H, W picture; C classes; K small objects of a frame; P their pixels.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class SmallObjects:
     """The small objects of one frame.
 
     Attributes:
-        ids: int32 [H, W], number of the object each pixel belongs to, from 1; 0 for none.
-        areas: int64 [K + 1], pixels of each object; of 0 at place 0.
-        classes: int64 [K + 1], class of each object; 0 at place 0.
+        pixels: int64 [P], flat indices of their pixels, object by object.
+        areas: int64 [K], pixels of each object.
+        classes: int64 [K], class of each object.
     """
 
-    ids: NDArray[np.int32]
+    pixels: NDArray[np.int64]
     areas: NDArray[np.int64]
     classes: NDArray[np.int64]
 
@@ -49,28 +49,32 @@ def find_small_objects(
         classes: C.
         max_share: share of the picture that a small object stays below, above 0 .. 1.
     """
-    ids = np.zeros(truth.shape, np.int32)
-    areas, class_of = [0], [0]
+    pixels, areas, class_of = [], [], []
     present = np.bincount(truth.ravel(), minlength=classes)[:classes]
     for label in np.flatnonzero(present).tolist():
         mask = (truth == label).view(np.uint8)
         left, top, width, height = cv2.boundingRect(mask)
-        box = slice(top, top + height), slice(left, left + width)
         # 8-connected pieces cannot be closer than two pixels; half the bytes take half the time.
         most = ((height + 1) // 2) * ((width + 1) // 2)
         _, pieces, stats, _ = cv2.connectedComponentsWithStats(
-            mask[box], connectivity=8, ltype=cv2.CV_16U if most < 2**16 - 1 else cv2.CV_32S
+            mask[top : top + height, left : left + width],
+            connectivity=8,
+            ltype=cv2.CV_16U if most < 2**16 - 1 else cv2.CV_32S,
         )
-        piece_areas = stats[:, cv2.CC_STAT_AREA]
-        small = (piece_areas >= SMALLEST_OBJECT_PX) & (piece_areas < max_share * truth.size)
+        area = stats[:, cv2.CC_STAT_AREA]
+        small = (area >= SMALLEST_OBJECT_PX) & (area < max_share * truth.size)
         small[0] = False  # the background: every other class
-        if not small.any():
-            continue
-        id_of_piece = np.where(small, np.cumsum(small) + len(areas) - 1, 0).astype(np.int32)
-        ids[box] += id_of_piece.take(pieces)
-        areas += piece_areas[small].tolist()
+        for piece in np.flatnonzero(small).tolist():
+            x, y, wide, high, _ = stats[piece].tolist()
+            rows, columns = np.nonzero(pieces[y : y + high, x : x + wide] == piece)
+            pixels.append((rows + (top + y)) * truth.shape[1] + (columns + (left + x)))
+        areas += area[small].tolist()
         class_of += [label] * int(small.sum())
-    return SmallObjects(ids, np.array(areas, np.int64), np.array(class_of, np.int64))
+    return SmallObjects(
+        np.concatenate(pixels) if pixels else np.zeros(0, np.int64),
+        np.array(areas, np.int64),
+        np.array(class_of, np.int64),
+    )
 
 
 class ObjectRecall(Counts):
@@ -83,14 +87,15 @@ class ObjectRecall(Counts):
     def __init__(self, classes: int) -> None:
         super().__init__(classes, 2)
 
-    def update(
-        self, objects: SmallObjects, truth: NDArray[np.uint8], predicted: NDArray[np.uint8]
-    ) -> None:
-        """Add one frame: its small objects; class ids uint8 [H, W]."""
-        right = np.bincount(objects.ids[predicted == truth], minlength=objects.areas.size)
-        found = 2 * right >= objects.areas
-        np.add.at(self.counts[:, _OBJECTS], objects.classes[1:], 1)
-        np.add.at(self.counts[:, _FOUND], objects.classes[1:][found[1:]], 1)
+    def update(self, objects: SmallObjects, predicted: NDArray[np.uint8]) -> None:
+        """Add one frame: its small objects; predicted class ids uint8 [H, W]."""
+        if not objects.areas.size:
+            return
+        right = predicted.ravel()[objects.pixels] == objects.classes.repeat(objects.areas)
+        starts = np.cumsum(objects.areas) - objects.areas
+        found = 2 * np.add.reduceat(right, starts, dtype=np.int64) >= objects.areas
+        np.add.at(self.counts[:, _OBJECTS], objects.classes, 1)
+        np.add.at(self.counts[:, _FOUND], objects.classes[found], 1)
 
     @property
     def objects(self) -> NDArray[np.int64]:

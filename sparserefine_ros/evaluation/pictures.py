@@ -130,7 +130,7 @@ def _draw(
     assert labels is not None
     assert dense_labels is not None
     image, palette = sample.image, bundle.palette
-    entropy = expand_map(prediction.dense.entropy, prediction.size).numpy()
+    entropy = expand_map(prediction.dense.entropy.numpy(), prediction.size)
     pictures = {
         "image": image,
         "dense-low": draw_overlay(image, dense_labels, palette),

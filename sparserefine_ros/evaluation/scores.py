@@ -72,7 +72,7 @@ class VariantCounts:
         """Add one frame: predicted class ids and 255 * confidence, both uint8 [H, W]."""
         self.confusion.update(truth.labels, labels)
         self.boundary.update(truth.near_edges, labels)
-        self.objects.update(truth.objects, truth.labels, labels)
+        self.objects.update(truth.objects, labels)
         self.calibration.update(truth.labels, labels, confidence)
 
     def merge(self, other: Self) -> None:

@@ -6,6 +6,7 @@ Shape legend: H, W full resolution; h, w low resolution; T thresholds.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final
 
@@ -13,8 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparserefine_ros.data.datasets import IGNORED_LABEL
-from sparserefine_ros.evaluation.counts import Counts
+from sparserefine_ros.evaluation.counts import (
+    OUTCOMES,
+    RIGHT,
+    UNLABELLED,
+    WRONG,
+    Counts,
+    count_pairs,
+    outcomes,
+)
 from sparserefine_ros.selection import expand_map
 
 _LEFT: Final = 0
@@ -72,15 +80,14 @@ class SelectionCurve(Counts):
         classes: C; it sets the thresholds.
 
     Attributes:
-        thresholds: float32 [T], nats, ascending from 0, closer together where they are small.
+        thresholds: float32 [T], nats, ascending from 0, closer together where they are small;
+            numbers of bfloat16.
         counts: int64 [T + 1, 3]; row i counts the pixels whose entropy exceeds exactly i of the
             thresholds, columns as in `SelectionScore`.
     """
 
     def __init__(self, classes: int) -> None:
-        steps = np.geomspace(_LOWEST_NATS, math.log(classes), _THRESHOLDS)
-        # The selection compares in float32, so the thresholds are rounded once, here.
-        self.thresholds: NDArray[np.float32] = np.concatenate([[0.0], steps]).astype(np.float32)
+        self.thresholds, self._exceeded_by = _thresholds(classes)
         super().__init__(self.thresholds.size + 1, 3)
 
     def update(
@@ -93,10 +100,18 @@ class SelectionCurve(Counts):
             dense_labels: uint8 [H, W], class ids of the dense result.
             entropy: float32 [h, w], nats, of the dense result.
         """
-        exceeded = np.searchsorted(self.thresholds, entropy.numpy(), side="left")
-        low_res_bins = torch.from_numpy(exceeded.astype(np.uint8))
-        bins = expand_map(low_res_bins, (truth.shape[0], truth.shape[1])).numpy()
+        low_res_bins = self._exceeded(entropy.numpy())
+        bins = expand_map(low_res_bins, (truth.shape[0], truth.shape[1]))
         self.counts += _count_by_bin(truth, dense_labels, bins, bins=self.counts.shape[0])
+
+    def _exceeded(self, entropy: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """How many thresholds lie below; by table, which is ten times faster than by bisection.
+
+        The lower half of a threshold's bits is zero. So what exceeds it has a larger upper half
+        once any lower half but zero is carried into that.
+        """
+        upper_half = (np.maximum(entropy, 0.0).view(np.int32) + 0xFFFF) >> 16
+        return self._exceeded_by.take(upper_half, mode="clip")
 
     def scores(self) -> list[SelectionScore]:
         """The selection of what exceeds each threshold, [T]."""
@@ -109,6 +124,17 @@ class SelectionCurve(Counts):
         return result
 
 
+@functools.cache
+def _thresholds(classes: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The thresholds, and how many of them each float32 exceeds whose lower half is zero."""
+    steps = np.geomspace(_LOWEST_NATS, math.log(classes), _THRESHOLDS)
+    rounded = torch.from_numpy(np.concatenate([[0.0], steps])).to(torch.bfloat16)
+    thresholds: NDArray[np.float32] = rounded.float().numpy()
+    upper_halves = np.arange((thresholds.view(np.int32)[-1] >> 16) + 2, dtype=np.int32)
+    values = (upper_halves << 16).view(np.float32)
+    return thresholds, np.searchsorted(thresholds, values, side="left").astype(np.uint8)
+
+
 def _count_by_bin(
     truth: NDArray[np.uint8],
     dense_labels: NDArray[np.uint8],
@@ -117,11 +143,6 @@ def _count_by_bin(
     bins: int,
 ) -> NDArray[np.int64]:
     """All, labelled and wrong pixels of each bin, int64 [bins, 3]; the arrays are [H, W]."""
-    labelled = truth != IGNORED_LABEL
-    wrong = labelled & (dense_labels != truth)
-    # 0 unlabelled, 1 right, 2 wrong: one pass over the picture instead of three.
-    kind = labelled.view(np.uint8) + wrong.view(np.uint8)
-    code = bin_of.astype(np.uint16) * np.uint16(3) + kind
-    unlabelled, right, mistaken = np.bincount(code.ravel(), minlength=3 * bins).reshape(bins, 3).T
-    known = right + mistaken
-    return np.stack([unlabelled + known, known, mistaken], 1)
+    counts = count_pairs(bin_of, outcomes(truth, dense_labels), OUTCOMES)[:bins]
+    known = counts[:, RIGHT] + counts[:, WRONG]
+    return np.stack([counts[:, UNLABELLED] + known, known, counts[:, WRONG]], 1)

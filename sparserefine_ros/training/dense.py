@@ -89,9 +89,9 @@ class DenseTask:
         confusion, device = ConfusionMatrix(len(self._class_weights)), device_of(module)
         for sample in self._validation:
             network_input = self._network_input(sample.image).to(device)
-            labels = low_res_logits(module, network_input)[0].argmax(0).cpu()
+            labels = low_res_logits(module, network_input)[0].argmax(0).to("cpu", torch.uint8)
             full_size = (sample.labels.shape[0], sample.labels.shape[1])
-            confusion.update(sample.labels, expand_map(labels, full_size).to(torch.uint8).numpy())
+            confusion.update(sample.labels, expand_map(labels.numpy(), full_size))
         return confusion.mean_iou()
 
 

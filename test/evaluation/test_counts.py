@@ -32,7 +32,7 @@ def add_frame(counts: Counts, seed: int) -> None:
         counts.update(truth, labels, rng.integers(0, 256, shape).astype(np.uint8))
     else:
         assert isinstance(counts, ObjectRecall)
-        counts.update(find_small_objects(truth, 3, max_share=0.2), truth, labels)
+        counts.update(find_small_objects(truth, 3, max_share=0.2), labels)
 
 
 KINDS = [

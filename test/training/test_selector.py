@@ -87,9 +87,9 @@ def test_loss_equals_the_definition_at_full_resolution(dense: Bundle) -> None:
                 0
             ]
         truth = torch.from_numpy(item.labels)
-        wrong = expand_map(logits.argmax(0), (31, 46)) != truth
+        wrong = torch.from_numpy(expand_map(logits.argmax(0).numpy(), (31, 46))) != truth
         each = F.binary_cross_entropy_with_logits(
-            expand_map(found, (31, 46)), wrong.float(), reduction="none"
+            torch.from_numpy(expand_map(found.numpy(), (31, 46))), wrong.float(), reduction="none"
         )
         total += each[truth != 255].sum().item()
         labelled += int((truth != 255).sum())
@@ -110,7 +110,7 @@ def test_leaves_a_bundle_that_finds_more_than_chance(dense: Bundle, tmp_path: Pa
         low_res_image = resize_image(sample.image, size)
         output = segment(low_res_image)
         selection = selector(low_res_image, output, measure_uncertainty(output.logits), (50, 66))
-        labels = expand_map(output.logits.argmax(0), (50, 66)).numpy()
+        labels = expand_map(output.logits.argmax(0).numpy(), (50, 66))
         wrong = (labels != sample.labels) & (sample.labels != 255)
         selected += selection.count
         found += int(wrong.reshape(-1)[selection.pixels.numpy()].sum())

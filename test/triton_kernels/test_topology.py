@@ -69,7 +69,7 @@ def test_any_number_of_levels(depth: int, device: torch.device) -> None:
 @pytest.mark.parametrize("full_size", [(26, 34), (31, 29), (13, 40), (9, 8)], ids=str)
 def test_low_resolution_mask_is_expanded(full_size: tuple[int, int], device: torch.device) -> None:
     mask = MASKS["odd"][:, 0]
-    expanded = expand_map(mask, full_size)[:, None]
+    expanded = torch.from_numpy(expand_map(mask.numpy(), full_size))[:, None]
     found = plan_from_mask(mask.to(device), 2, full_size=full_size)
     assert_same(found, build_plan(sites_of(expanded), grid_of(expanded), 2))
 
