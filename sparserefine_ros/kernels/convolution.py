@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import torch
@@ -23,6 +23,11 @@ from sparserefine_ros.kernels.library import Kernels
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 
+# G of Lavin and Gray (2016), section 4.1.
+_WINOGRAD: Final = torch.tensor(
+    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64
+)
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -32,11 +37,13 @@ class Weights:
         words: float32, or pairs of bfloat16 seen as float32; see `SrSource` in `convolve.h`.
         channels: words per tap and output.
         dtype: float32 or bfloat16, which the features have too.
+        winograd: whether they are transformed, for whole tiles; see `winograd.h`.
     """
 
     words: Tensor
     channels: int
     dtype: torch.dtype
+    winograd: bool = False
 
     @classmethod
     def pack(cls, values: Tensor, kernels: Kernels, dtype: torch.dtype = torch.float32) -> Weights:
@@ -48,6 +55,15 @@ class Weights:
             values = pairs.to(dtype).transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
         blocks = [block.flatten() for block in torch.split(values, kernels.block, 2)]
         return cls(torch.cat(blocks), values.shape[1], dtype)
+
+    @classmethod
+    def pack_winograd(cls, values: Tensor, kernels: Kernels) -> Weights:
+        """From weights [9, I, O] of a 3x3 convolution, float32."""
+        inputs = values.shape[1]
+        grid = F.pad(values.detach().double(), (0, 0, 0, padded(inputs) - inputs))
+        grid = grid.view(3, 3, *grid.shape[1:])
+        taps = torch.einsum("ac,bd,cdio->abio", _WINOGRAD, _WINOGRAD, grid).flatten(0, 1)
+        return replace(cls.pack(taps, kernels), winograd=True)
 
 
 # Features, their table int32 [count, T] (None: row by row) and weights.
@@ -74,6 +90,7 @@ class _Source(ctypes.Structure):
         ("taps", ctypes.c_int64),
         ("channels", ctypes.c_int64),
         ("pairs", ctypes.c_int64),
+        ("winograd", ctypes.c_int64),
     ]
 
 
@@ -98,6 +115,8 @@ class _Convolution(ctypes.Structure):
         ("raw_pitch", ctypes.c_int64),
         ("activations", _Activation * _MOST_ACTIVATIONS),
         ("rows", ctypes.c_void_p),
+        ("tiles", ctypes.c_void_p),
+        ("tile_count", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("threads", ctypes.c_int64),
@@ -155,6 +174,7 @@ class Convolver:
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         rows: Tensor | None = None,
+        tiles: Tensor | None = None,
     ) -> None:
         """One call of the kernel.
 
@@ -167,6 +187,7 @@ class Convolver:
             bias: [pitch].
             residual: added to the sums; may be `raw`.
             rows: int64 [count], output rows; None for all in order.
+            tiles: int32 [tiles, 4], see `topology.find_tiles`; for Winograd's weights.
         """
         listed = (_Source * len(sources))(
             *(_describe(features, table, weights) for features, table, weights in sources)
@@ -182,8 +203,8 @@ class Convolver:
         )  # fmt: skip
         call = _Convolution(
             listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
-            _pointer(raw), _pitch(raw), activations, _pointer(rows), count, padded(outputs),
-            self._threads,
+            _pointer(raw), _pitch(raw), activations, _pointer(rows), _pointer(tiles),
+            0 if tiles is None else tiles.shape[0], count, padded(outputs), self._threads,
         )  # fmt: skip
         self._kernels.call.sr_convolve(ctypes.byref(call))
 
@@ -195,7 +216,7 @@ def _describe(features: Tensor, table: Tensor | None, weights: Weights) -> _Sour
     rows, pitch = features.shape[0], features.shape[1] // (2 if pairs else 1)
     return _Source(
         features.data_ptr(), zeros(weights.channels).data_ptr(), _pointer(table),
-        weights.words.data_ptr(), rows, pitch, taps, weights.channels, pairs,
+        weights.words.data_ptr(), rows, pitch, taps, weights.channels, pairs, weights.winograd,
     )  # fmt: skip
 
 

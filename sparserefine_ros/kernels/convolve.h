@@ -23,6 +23,7 @@ struct SrSource {
   int64_t taps;
   int64_t channels;  // words
   int64_t pairs;     // whether a word is two bfloat16
+  int64_t winograd;  // whether `weights` are those of `winograd.h`, with 16 taps; `taps` is 9 then
 };
 
 // max(0, scale * x + shift), written for whatever reads the result next; `out` null for none.
@@ -43,7 +44,9 @@ struct SrConvolution {
   float *raw;  // [rows, pitch]; null when only the activations are wanted
   int64_t raw_pitch;
   SrActivation activations[2];
-  const int64_t *rows;  // [count] output rows; null for all in order
+  const int64_t *rows;   // [count] output rows; null for all in order
+  const int32_t *tiles;  // [tile_count, 4] of `winograd.h`; null without such a source
+  int64_t tile_count;
   int64_t count;
   int64_t outputs;  // a multiple of 16
   int64_t threads;
@@ -83,10 +86,11 @@ struct Piece {
   int64_t first_channel, end_channel;
 };
 
-// Cuts the sources of a convolution into pieces, and pieces into passes over the rows.
+// Cuts the sources of a convolution into pieces, and pieces into passes over the rows. Sources of
+// Winograd's are left out.
 class Passes {
  public:
-  Passes(const SrConvolution &c, int64_t columns) : c_(c), words_(RESIDENT / columns) {}
+  Passes(const SrConvolution &c, int64_t columns) : c_(c), words_(RESIDENT / columns) { skip(); }
 
   // The pieces of the next pass, at most MOST of them; false after the last.
   static constexpr int MOST = 4;
@@ -106,7 +110,7 @@ class Passes {
       room -= (piece.end_tap - tap_) * (piece.end_channel - channel_);
       channel_ = piece.end_channel == s.channels ? 0 : piece.end_channel;
       if (channel_ == 0) tap_ = piece.end_tap;
-      if (tap_ == s.taps) ++source_, tap_ = 0;
+      if (tap_ == s.taps) ++source_, tap_ = 0, skip();
       ++count;
     }
     return count > 0;
@@ -115,6 +119,10 @@ class Passes {
   bool done() const { return source_ == c_.source_count; }
 
  private:
+  void skip() {
+    while (source_ < c_.source_count && c_.sources[source_].winograd) ++source_;
+  }
+
   const SrConvolution &c_;
   const int64_t words_;
   int64_t source_ = 0, tap_ = 0, channel_ = 0;
@@ -163,20 +171,29 @@ static inline void finish(const SrConvolution &c, const Lanes (&sum)[WIDTH], int
   }
 }
 
+// Some rows of the output: those listed, or a range.
+struct Rows {
+  const int64_t *list;
+  int64_t begin, count;
+  int64_t operator[](int64_t i) const { return list ? list[i] : begin + i; }
+};
+
 // One pass over some rows and columns of the output.
 struct Pass {
   const Piece *pieces;
   int count;
   bool first, last;
-  float *sums;  // [CHUNK, WIDTH * LANES], from the pass before and for the pass behind
 };
 
-// Rows first .. first + ROWS of the output, of which `valid` exist; `sums` are theirs.
+// ROWS of the rows from `first` on, as far as they exist; `sums` [ROWS, WIDTH * LANES] are theirs,
+// from the pass before and for the pass behind.
 template <int ROWS, int WIDTH>
-static void convolve_tile(const SrConvolution &c, const Pass &pass, int64_t first, int valid,
+static void convolve_tile(const SrConvolution &c, const Pass &pass, const Rows &rows, int64_t first,
                           int64_t column, float *sums) {
+  const int64_t left = rows.count - first;
+  const int valid = int(left < ROWS ? left : ROWS);
   int64_t site[ROWS];
-  for (int r = 0; r < ROWS; ++r) site[r] = first + (r < valid ? r : valid - 1);
+  for (int r = 0; r < ROWS; ++r) site[r] = rows[first + (r < valid ? r : valid - 1)];
   Lanes sum[ROWS][WIDTH];
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < WIDTH; ++v)
@@ -198,38 +215,56 @@ static void convolve_tile(const SrConvolution &c, const Pass &pass, int64_t firs
   }
 }
 
+// Sums [rows, WIDTH * LANES], with room for another tile of rows; `started` when they hold a part.
 template <int WIDTH>
-static void convolve_columns(const SrConvolution &c, int64_t begin, int64_t end, int64_t column) {
+static void convolve_columns(const SrConvolution &c, const Rows &rows, int64_t column, float *sums,
+                             bool started) {
   constexpr int ROWS = tile_rows<WIDTH>();
-  alignas(64) float sums[(CHUNK + ROWS) * WIDTH * LANES];
   Piece pieces[Passes::MOST];
   Passes passes(c, WIDTH * LANES);
-  Pass pass{pieces, 0, true, false, sums};
-  while (passes.next(pieces, pass.count)) {
+  Pass pass{pieces, 0, !started, false};
+  do {
+    passes.next(pieces, pass.count);
     pass.last = passes.done();
-    for (int64_t first = begin; first < end; first += ROWS) {
-      const int64_t left = end - first;
-      convolve_tile<ROWS, WIDTH>(c, pass, first, int(left < ROWS ? left : ROWS), column,
-                                 sums + (first - begin) * WIDTH * LANES);
-    }
+    for (int64_t first = 0; first < rows.count; first += ROWS)
+      convolve_tile<ROWS, WIDTH>(c, pass, rows, first, column, sums + first * WIDTH * LANES);
     pass.first = false;
+  } while (!pass.last);
+}
+
+// Calls work.run<WIDTH>(column) for as many columns at a time as there are.
+template <typename Work>
+static inline void by_columns(int64_t outputs, const Work &work) {
+  int64_t column = 0;
+  for (; column + MOST_WIDTH * LANES <= outputs; column += MOST_WIDTH * LANES)
+    work.template run<MOST_WIDTH>(column);
+  switch ((outputs - column) / LANES) {
+    case 3: work.template run<3>(column); break;
+    case 2: work.template run<2>(column); break;
+    case 1: work.template run<1>(column); break;
   }
 }
 
-static void convolve(const SrConvolution &c) {
+// Room for the sums of so many rows and a tile more.
+constexpr int64_t sums_size(int64_t rows) { return (rows + 8) * MOST_WIDTH * LANES; }
+
+struct DirectChunk {
+  const SrConvolution &c;
+  const Rows rows;
+  float *sums;
+  template <int WIDTH>
+  void run(int64_t column) const {
+    convolve_columns<WIDTH>(c, rows, column, sums, false);
+  }
+};
+
+static void convolve_directly(const SrConvolution &c) {
   const int64_t chunks = (c.count + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * CHUNK;
-    const int64_t end = begin + CHUNK < c.count ? begin + CHUNK : c.count;
-    int64_t column = 0;
-    for (; column + MOST_WIDTH * LANES <= c.outputs; column += MOST_WIDTH * LANES)
-      convolve_columns<MOST_WIDTH>(c, begin, end, column);
-    switch ((c.outputs - column) / LANES) {
-      case 3: convolve_columns<3>(c, begin, end, column); break;
-      case 2: convolve_columns<2>(c, begin, end, column); break;
-      case 1: convolve_columns<1>(c, begin, end, column); break;
-    }
+    const int64_t begin = chunk * CHUNK, left = c.count - begin;
+    alignas(64) float sums[sums_size(CHUNK)];
+    by_columns(c.outputs, DirectChunk{c, {nullptr, begin, left < CHUNK ? left : CHUNK}, sums});
   }
 }
 

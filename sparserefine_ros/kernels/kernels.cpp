@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // C interface of the CPU kernels. All pointers are to C-contiguous memory unless a pitch is given.
 
-#include "convolve.h"
 #include "fuse.h"
 #include "gradient.h"
 #include "normalise.h"
 #include "plan.h"
+#include "winograd.h"
 
 // Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
 constexpr int64_t kInterface = 3;
@@ -59,6 +59,11 @@ void sr_index_map(const int64_t *sites, int64_t count, int64_t batches, int64_t 
 void sr_same_table(const int64_t *sites, int64_t count, int64_t height, int64_t width,
                    const int32_t *map, int32_t *table, int64_t threads) {
   sr::same_table(sites, count, {height, width}, map, table, threads);
+}
+
+int64_t sr_tiles(const int64_t *sites, int64_t count, int64_t height, int64_t width,
+                 const int32_t *table, int32_t *tiles) {
+  return sr::tiles_of(sites, count, {height, width}, table, tiles);
 }
 
 int64_t sr_strided_sites(const int64_t *sites, int64_t count, int64_t batches, int64_t height,

@@ -63,7 +63,13 @@ class Kernels:
                 f"expected {path} to be built from this version of the package, it is from "
                 "another; install the package again (pip install, or colcon build)"
             )
-        for function in ("sr_block", "sr_strided_sites", "sr_up_table", "sr_expand_mask"):
+        for function in (
+            "sr_block",
+            "sr_tiles",
+            "sr_strided_sites",
+            "sr_up_table",
+            "sr_expand_mask",
+        ):
             getattr(self.call, function).restype = ctypes.c_int64
         self.block: int = self.call.sr_block()
 

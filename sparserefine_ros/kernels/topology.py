@@ -38,6 +38,27 @@ def expand_mask(
     return pixels, low_res_pixels
 
 
+def find_tiles(
+    kernels: Kernels, sites: Tensor, grid: tuple[int, int, int], table: Tensor
+) -> Tensor:
+    """The tiles of 2x2 places, from even coordinates on, that hold a site.
+
+    Args:
+        kernels: as `compiled_kernels` returns.
+        sites: int64 [N], flat index (b * H + row) * W + column, ascending.
+        grid: (B, H, W).
+        table: int32 [N, 9], of `CompiledIndexMap.same_table`.
+
+    Returns:
+        int32 [tiles, 4], rows of their sites, column by column; N for "none".
+    """
+    tiles = torch.empty(sites.numel(), 4, dtype=torch.int32)
+    found = kernels.call.sr_tiles(
+        address(sites), *map(integer, (sites.numel(), *grid[1:])), address(table), address(tiles)
+    )
+    return tiles[:found]
+
+
 class CompiledIndexMap:
     """A `sparserefine_ros.sparse.index.SiteIndex`.
 

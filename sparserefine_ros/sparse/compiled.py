@@ -5,6 +5,7 @@ Each convolution writes its raw result, where a residual or a shortcut will read
 next norm and ReLU make of it, while the sums are still in registers. A concatenation is never
 built: its parts are two sources of the same convolution.
 
+In float32, convolutions within a level take Winograd's products where they have enough channels.
 In bfloat16, what enters a 3x3 convolution and its weights are rounded to bfloat16; sums, residuals
 and the classifier stay float32.
 
@@ -14,9 +15,11 @@ Shape legend: N sites of a level; features are laid out as in `kernels.convoluti
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +32,13 @@ from sparserefine_ros.kernels.convolution import (
     pad_channels,
 )
 from sparserefine_ros.kernels.library import Kernels
+from sparserefine_ros.kernels.topology import find_tiles
 from sparserefine_ros.sparse.norm import SiteNorm
-from sparserefine_ros.sparse.plan import Links, SparsePlan
+from sparserefine_ros.sparse.plan import Level, Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
+
+# Input channels from which on Winograd's products are faster; fewer leave too little to save.
+_WINOGRAD_CHANNELS: Final = 32
 
 
 def _activation(norm: SiteNorm, dtype: torch.dtype, channels: slice = slice(None)) -> Activation:
@@ -53,10 +60,17 @@ class _Form:
     def pack_float32(self, values: Tensor) -> Weights:
         return Weights.pack(values, self.kernels)
 
+    def pack_same(self, parts: Sequence[Tensor]) -> list[Weights]:
+        """Of a 3x3 convolution within a level, [9, I, O] for each part of its inputs."""
+        inputs = sum(part.shape[1] for part in parts)
+        if self.dtype == torch.float32 and inputs >= _WINOGRAD_CHANNELS:
+            return [Weights.pack_winograd(part, self.kernels) for part in parts]
+        return [self.pack(part) for part in parts]
+
 
 @dataclass
 class _Kernel:
-    """Weights [9, I, O] of a part of a convolution's inputs, packed for each set of taps."""
+    """Weights [9, I, O] of a convolution between levels, packed for each set of taps."""
 
     values: Tensor
     form: _Form
@@ -66,6 +80,42 @@ class _Kernel:
         if taps not in self.packed:
             self.packed[taps] = self.form.pack(self.values[list(taps)])
         return self.packed[taps]
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """Those of one level, and what they are linked to."""
+
+    level: Level
+    kernels: Kernels
+
+    @property
+    def count(self) -> int:
+        return self.level.count
+
+    @property
+    def table(self) -> Tensor:
+        (gather,) = self.level.same.forward
+        return gather.table
+
+    @functools.cached_property
+    def tiles(self) -> Tensor:
+        return find_tiles(self.kernels, self.level.sites, self.level.grid, self.table)
+
+    def convolve(
+        self,
+        run: Convolver,
+        inputs: Sequence[Tensor],
+        weights: Sequence[Weights],
+        outputs: int,
+        *,
+        beside: Sequence[Source] = (),
+        **results: Any,
+    ) -> None:
+        """A 3x3 convolution within the level; `beside` adds to its sums."""
+        sources = [(x, self.table, part) for x, part in zip(inputs, weights, strict=True)]
+        tiles = self.tiles if weights[0].winograd else None
+        run.convolve([*sources, *beside], self.count, outputs, tiles=tiles, **results)
 
 
 @dataclass(frozen=True)
@@ -86,10 +136,10 @@ class _Block:
         self.enter = tuple(_activation(block.norm1, dtype, part) for part in slices)
         scale, shift = block.norm2.folded()
         kernel1 = block.conv1.kernel.detach() * scale.detach()
-        self._conv1 = [_Kernel(kernel1[:, part], form) for part in slices]
+        self._conv1 = form.pack_same([kernel1[:, part] for part in slices])
         shift = pad_channels(shift)
         self._relu = Activation(torch.ones_like(shift), shift, dtype)
-        self._conv2 = _Kernel(block.conv2.kernel.detach(), form)
+        self._conv2 = form.pack_same([block.conv2.kernel.detach()])
         self._width = kernel1.shape[2]
         self._shortcut = None
         if isinstance(block.shortcut, nn.Linear):
@@ -100,34 +150,26 @@ class _Block:
         self,
         parts: tuple[Tensor, ...],
         active: tuple[Tensor, ...],
-        links: Links,
+        sites: _Sites,
         run: Convolver,
         depth: int,
         norms: Sequence[Activation],
     ) -> _Stream:
         """Raw and activated parts -> the block's result, activated by each of `norms`."""
-        (gather,) = links.forward
-        count, width = links.outputs, self._width
+        count, width = sites.count, self._width
         inner = run.take("inner", depth, count, width, self._relu.dtype)
-        run.convolve(
-            [
-                (x, gather.table, kernel.for_taps(gather.taps))
-                for x, kernel in zip(active, self._conv1, strict=True)
-            ],
-            count, width, into=[(inner, self._relu)],
-        )  # fmt: skip
-        sources: list[Source] = [(inner, gather.table, self._conv2.for_taps(gather.taps))]
+        sites.convolve(run, active, self._conv1, width, into=[(inner, self._relu)])
         into = [
             (run.take(f"{self._name} active {i}", depth, count, width, norm.dtype), norm)
             for i, norm in enumerate(norms)
         ]
         if self._shortcut is None:
             out = parts[0]
-            run.convolve(sources, count, width, raw=out, residual=out, into=into)
+            sites.convolve(run, [inner], self._conv2, width, raw=out, residual=out, into=into)
         else:
             out = run.take(f"{self._name} raw", depth, count, width)
-            sources += [(x, None, weight) for x, weight in zip(parts, self._shortcut, strict=True)]
-            run.convolve(sources, count, width, raw=out, into=into)
+            beside = [(x, None, part) for x, part in zip(parts, self._shortcut, strict=True)]
+            sites.convolve(run, [inner], self._conv2, width, beside=beside, raw=out, into=into)
         return _Stream(out, tuple(x for x, _ in into))
 
 
@@ -159,24 +201,30 @@ class _Level:
         return self._before[0].enter[0]
 
     def __call__(
-        self, x: _Stream, plan: SparsePlan, run: Convolver, depth: int, exits: Activation
+        self, x: _Stream, levels: Sequence[_Sites], run: Convolver, depth: int, exits: Activation
     ) -> _Stream:
         """Input, activated by `enter` -> output, activated by `exits`; overwrites `x.raw`."""
-        here = plan.levels[depth]
-        below = self._below if here.down is not None else None
+        here, down = levels[depth], levels[depth].level.down
+        below = self._below if down is not None else None
         last = [exits] if below is None else [self._down_enter, self._after[0].enter[0]]
-        x = _chain(self._before, x, here.same, run, depth, last)
-        if below is None or here.down is None:
+        x = _chain(self._before, x, here, run, depth, last)
+        if below is None or down is None:
             return x
-        deep = self._descend(below, x.active[0], here.down, plan, run, depth)
-        up, up_active = self._ascend(deep, here.down.reversed(), run, depth)
+        deep = self._descend(below, x.active[0], down, levels, run, depth)
+        up, up_active = self._ascend(deep, down.reversed(), run, depth)
         first, *others = self._after
         norms = [others[0].enter[0]] if others else [exits]
-        x = first((x.raw, up), (x.active[1], up_active), here.same, run, depth, norms)
-        return _chain(others, x, here.same, run, depth, [exits])
+        x = first((x.raw, up), (x.active[1], up_active), here, run, depth, norms)
+        return _chain(others, x, here, run, depth, [exits])
 
     def _descend(
-        self, below: _Level, x: Tensor, down: Links, plan: SparsePlan, run: Convolver, depth: int
+        self,
+        below: _Level,
+        x: Tensor,
+        down: Links,
+        levels: Sequence[_Sites],
+        run: Convolver,
+        depth: int,
     ) -> Tensor:
         (gather,) = down.forward
         count, width = down.outputs, below.width
@@ -186,7 +234,7 @@ class _Level:
             [(x, gather.table, self._down.for_taps(gather.taps))],
             count, width, raw=raw, into=[(active, below.enter)],
         )  # fmt: skip
-        return below(_Stream(raw, (active,)), plan, run, depth + 1, self._up_enter).active[0]
+        return below(_Stream(raw, (active,)), levels, run, depth + 1, self._up_enter).active[0]
 
     def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
         enter = self._after[0].enter[1]
@@ -204,7 +252,7 @@ class _Level:
 def _chain(
     blocks: Sequence[_Block],
     x: _Stream,
-    links: Links,
+    sites: _Sites,
     run: Convolver,
     depth: int,
     last: Sequence[Activation],
@@ -212,7 +260,7 @@ def _chain(
     """Blocks of one part each, one after another."""
     for i, block in enumerate(blocks):
         norms = last if i + 1 == len(blocks) else [blocks[i + 1].enter[0]]
-        x = block((x.raw,), x.active, links, run, depth, norms)
+        x = block((x.raw,), x.active, sites, run, depth, norms)
     return x
 
 
@@ -236,12 +284,12 @@ class CompiledUNet:
         threads: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._run, self._dtype = Convolver(kernels, threads), dtype
+        self._run, self._kernels, self._dtype = Convolver(kernels, threads), kernels, dtype
         form = _Form(kernels, dtype)
         unet = copy.deepcopy(unet)
         stem = unet.stem.kernel.detach()
         self._inputs, self._width = stem.shape[1], stem.shape[2]
-        self._stem = form.pack(stem)
+        self._stem = form.pack_same([stem])
         self._levels = _Level(unet.levels, self._width, form)
         self._exit = _activation(unet.norm, torch.float32)
         self._classes = unet.head.out_features
@@ -254,19 +302,16 @@ class CompiledUNet:
 
         The logits are a view of a buffer that the next call overwrites.
         """
-        run, links = self._run, plan.levels[0].same
-        (gather,) = links.forward
-        count, width = links.outputs, self._width
+        run, levels = self._run, [_Sites(level, self._kernels) for level in plan.levels]
+        count, width = levels[0].count, self._width
         entered = run.take("input", 0, count, self._inputs, self._dtype)
         entered[:, : self._inputs] = features
         entered[:, self._inputs :] = 0
         raw = run.take("stem raw", 0, count, width)
         active = run.take("stem", 0, count, width, self._levels.enter.dtype)
-        run.convolve(
-            [(entered, gather.table, self._stem)],
-            count, width, raw=raw, into=[(active, self._levels.enter)],
-        )  # fmt: skip
-        x = self._levels(_Stream(raw, (active,)), plan, run, 0, self._exit)
+        into = [(active, self._levels.enter)]
+        levels[0].convolve(run, [entered], self._stem, width, raw=raw, into=into)
+        x = self._levels(_Stream(raw, (active,)), levels, run, 0, self._exit)
         logits = run.take("logits", 0, count, self._classes)
         run.convolve(
             [(x.active[0], None, self._head)], count, self._classes, raw=logits, bias=self._bias

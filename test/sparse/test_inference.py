@@ -13,6 +13,7 @@ from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid
 from torch import Tensor
 
 from sparserefine_ros.kernels.library import Kernels
+from sparserefine_ros.sparse import compiled
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import Bounds, build_plan
@@ -48,11 +49,14 @@ def make_unet(**options: Any) -> SparseUNet:
     return unet.eval()
 
 
-@pytest.fixture(params=["pytorch", "compiled"])
-def make(request: pytest.FixtureRequest) -> Make:
+@pytest.fixture(params=["pytorch", "compiled", "compiled-winograd"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """The last one takes Winograd's products everywhere, which only wider networks do."""
     if request.param == "pytorch":
         return NativeUNet
     kernels = request.getfixturevalue("kernels")
+    few = 1 if request.param == "compiled-winograd" else 10**6
+    monkeypatch.setattr(compiled, "_WINOGRAD_CHANNELS", few)
     return lambda unet: CompiledUNet(unet, kernels, threads=2)
 
 

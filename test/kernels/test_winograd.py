@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles and Winograd's products, in every library that runs here, against a dense convolution."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparserefine_ros.kernels.convolution import Convolver, Weights, padded
+from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.kernels.topology import find_tiles
+from sparserefine_ros.sparse.plan import Level, build_plan
+
+MASKS = example_masks()
+LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
+
+pytestmark = pytest.mark.skipif(
+    not LIBRARIES, reason="no compiled kernels: the package was installed without a C++ compiler"
+)
+
+
+@pytest.fixture(params=LIBRARIES or ["none"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return LIBRARIES[request.param]
+
+
+def finest(mask: Tensor) -> Level:
+    return build_plan(sites_of(mask), grid_of(mask), 1).levels[0]
+
+
+def tiles_of(level: Level, kernels: Kernels) -> Tensor:
+    (gather,) = level.same.forward
+    return find_tiles(kernels, level.sites, level.grid, gather.table)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_every_site_lies_in_one_tile(name: str, kernels: Kernels) -> None:
+    level = finest(MASKS[name])
+    _, height, width = level.grid
+    expected: dict[tuple[int, int, int], list[int]] = {}
+    for row, site in enumerate(level.sites.tolist()):
+        picture, place = divmod(site, height * width)
+        y, x = divmod(place, width)
+        tile = expected.setdefault((picture, y // 2, x // 2), [level.count] * 4)
+        tile[x % 2 * 2 + y % 2] = row
+    found = tiles_of(level, kernels).tolist()
+    assert sorted(found) == sorted(expected.values())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (32, 16), (46, 33), (70, 150)], ids=str)
+def test_equals_a_dense_convolution(
+    inputs: int, outputs: int, threads: int, kernels: Kernels
+) -> None:
+    generator = torch.Generator().manual_seed(inputs)
+    mask = torch.rand(2, 1, 37, 61, generator=generator) < 0.6
+    level = finest(mask)
+    (gather,) = level.same.forward
+    features = torch.randn(level.count, inputs, generator=generator)
+    weights = torch.randn(9, inputs, outputs, generator=generator)
+    residual = torch.randn(level.count, padded(outputs), generator=generator)
+    out = residual.clone()
+    Convolver(kernels, threads).convolve(
+        [(widened(features), gather.table, Weights.pack_winograd(weights, kernels))],
+        level.count, outputs, raw=out, residual=out, tiles=tiles_of(level, kernels),
+    )  # fmt: skip
+    expected = dense(features, weights, mask) + residual[:, :outputs]
+    torch.testing.assert_close(out[:, :outputs], expected, rtol=2e-5, atol=2e-5 * inputs**0.5)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_parts_and_what_is_beside_them(name: str, kernels: Kernels) -> None:
+    """Two sources and a product of each row, as where a UNet joins its halves."""
+    mask, generator = MASKS[name], torch.Generator().manual_seed(2)
+    level = finest(mask)
+    (gather,) = level.same.forward
+    parts = [torch.randn(level.count, 9, generator=generator) for _ in range(2)]
+    weights = [torch.randn(9, 9, 20, generator=generator) for _ in range(2)]
+    beside, bias = torch.randn(1, 9, 20, generator=generator), torch.randn(32, generator=generator)
+    out = torch.full((level.count, 32), torch.nan)
+    sources = [
+        (widened(part), gather.table, Weights.pack_winograd(each, kernels))
+        for part, each in zip(parts, weights, strict=True)
+    ]
+    Convolver(kernels, 2).convolve(
+        [*sources, (widened(parts[0]), None, Weights.pack(beside, kernels))],
+        level.count, 20, raw=out, bias=bias, tiles=tiles_of(level, kernels),
+    )  # fmt: skip
+    expected = parts[0] @ beside[0] + bias[:20]
+    for part, each in zip(parts, weights, strict=True):
+        expected = expected + dense(part, each, mask)
+    torch.testing.assert_close(out[:, :20], expected, rtol=1e-4, atol=1e-4)
+
+
+def widened(features: Tensor) -> Tensor:
+    """With zeros up to whole vectors."""
+    return F.pad(features, (0, padded(features.shape[1]) - features.shape[1]))
+
+
+def dense(features: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """The same convolution of the whole grid, at the sites, in float64."""
+    taps = {tap: weights[i] for i, tap in enumerate(itertools.product(range(3), range(3)))}
+    rows = [torch.stack([taps[x, y].t() for x in range(3)], -1) for y in range(3)]
+    kernel = torch.stack(rows, -2).double()  # taps count rows first
+    grid = F.conv2d(rows_to_grid(features.double(), mask), kernel, padding=1)
+    return grid_to_rows(grid, mask).float()
