@@ -8,7 +8,7 @@
 
 #pragma once
 
-#include <memory>
+#include <vector>
 
 #include "convolve.h"
 #include "plan.h"
@@ -100,22 +100,27 @@ static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PAT
   }
 }
 
-// Words by which the places of a patch are shifted against one another: evenly spaced, they would meet
-// in a few sets of the first-level cache.
+// Words by which the places of a patch are shifted against one another: evenly spaced, they would
+// meet in a few sets of the first-level cache.
 constexpr int64_t SHIFT = 16;
 
-// Tiles of one thread on their way.
+// Where a thread does its work; kept from call to call, for fresh memory costs more than the work.
 struct Workshop {
-  explicit Workshop(int64_t channels)
-      : patches(new float[size_t((PATCH * MOST_TILES + 8) * channels + 8 * PATCH * SHIFT)]()),
-        products(new float[size_t(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT))]),
-        sums(new float[size_t(sums_size(MOST_TILES * TILE))]) {}
-
-  std::unique_ptr<float[]> patches;   // by source [PATCH, tiles, channels]
-  std::unique_ptr<float[]> products;  // [PATCH, tiles, WIDTH * LANES]
-  std::unique_ptr<float[]> sums;      // of the rows
-  int64_t rows[MOST_TILES * TILE];    // rows of the output that exist, tile by tile
+  std::vector<float> patches;       // by source [PATCH, tiles, channels]
+  std::vector<float> products;      // [PATCH, tiles, WIDTH * LANES]
+  std::vector<float> sums;          // of the rows
+  int64_t rows[MOST_TILES * TILE];  // of the output, those that exist, tile by tile
   int64_t row_count;
+
+  // With room for a tile of rows more, which are worked on in vain.
+  void prepare(const SrConvolution &c) {
+    int64_t words = 0;
+    for (int64_t i = 0; i < c.source_count; ++i)
+      words += PATCH * (MOST_TILES * c.sources[i].channels + SHIFT) + 8 * c.sources[i].channels;
+    if (int64_t(patches.size()) < words) patches.resize(size_t(words));
+    products.resize(size_t(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT)));
+    sums.resize(size_t(sums_size(MOST_TILES * TILE)));
+  }
 };
 
 struct WinogradChunk {
@@ -127,7 +132,7 @@ struct WinogradChunk {
   int64_t step(const SrSource &s) const { return room * s.channels + SHIFT; }
   template <int WIDTH>
   float *products(int place) const {
-    return shop.products.get() + place * ((MOST_TILES + 8) * WIDTH * LANES + SHIFT);
+    return shop.products.data() + place * ((MOST_TILES + 8) * WIDTH * LANES + SHIFT);
   }
 
   // Transforms the inputs.
@@ -137,7 +142,7 @@ struct WinogradChunk {
       const int32_t *tile = tiles + t * TILE;
       for (int o = 0; o < TILE; ++o)
         if (tile[o] < c.count) shop.rows[shop.row_count++] = tile[o];
-      float *out = shop.patches.get();
+      float *out = shop.patches.data();
       const int32_t *table = nullptr;
       int32_t patch[PATCH] = {};
       for (int64_t i = 0; i < c.source_count; ++i) {
@@ -176,7 +181,7 @@ struct WinogradChunk {
       for (int64_t first = 0; first < count; first += ROWS)
         multiply<ROWS, WIDTH>(place, first, column);
     leave<WIDTH>(column);
-    convolve_columns<WIDTH>(c, {shop.rows, 0, shop.row_count}, column, shop.sums.get(), true);
+    convolve_columns<WIDTH>(c, {shop.rows, 0, shop.row_count}, column, shop.sums.data(), true);
   }
 
   // One place of ROWS tiles, over all sources.
@@ -185,7 +190,7 @@ struct WinogradChunk {
     const int64_t start = column / BLOCK * BLOCK, left = c.outputs - start;
     const int64_t stride = left < BLOCK ? left : BLOCK;
     Lanes sum[ROWS][WIDTH] = {};
-    const float *patches = shop.patches.get();
+    const float *patches = shop.patches.data();
     for (int64_t k = 0; k < c.source_count; ++k) {
       const SrSource &s = c.sources[k];
       if (!s.winograd) continue;
@@ -214,7 +219,7 @@ struct WinogradChunk {
   // Transforms the products back, into the sums of the rows that exist.
   template <int WIDTH>
   void leave(int64_t column) const {
-    float *sums = shop.sums.get();
+    float *sums = shop.sums.data();
     for (int64_t t = 0; t < count; ++t) {
       const int32_t *tile = tiles + t * TILE;
       for (int v = 0; v < WIDTH; ++v) {
@@ -241,16 +246,14 @@ struct WinogradChunk {
 };
 
 static void convolve_by_tiles(const SrConvolution &c) {
-  int64_t channels = 0;
-  for (int64_t i = 0; i < c.source_count; ++i)
-    if (c.sources[i].winograd) channels += c.sources[i].channels;
   // Fewer where the threads would not get several chunks each.
   const int64_t fair = c.tile_count / (4 * c.threads) / 8 * 8 + 8;
   const int64_t room = fair < MOST_TILES ? fair : MOST_TILES;
   const int64_t chunks = (c.tile_count + room - 1) / room;
 #pragma omp parallel num_threads(c.threads) if (chunks > 1)
   {
-    Workshop shop(channels);
+    static thread_local Workshop shop;
+    shop.prepare(c);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t begin = i * room, left = c.tile_count - begin;
