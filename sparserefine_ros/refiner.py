@@ -25,6 +25,7 @@ from sparserefine_ros.image import Normaliser
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
 from sparserefine_ros.selection import nearest_index
+from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.engines import (
     AUTO,
     choose_engine,
@@ -65,6 +66,48 @@ class Refiner(nn.Module):
         self.ensembler = make_ensembler(spec.ensembler, classes)
 
 
+class SelectedBlocks:
+    """Dense maps at the selected pixels: by nearest neighbour, what the block of each holds.
+
+    Every block is fetched once, then its row is repeated for its pixels.
+
+    Args:
+        selection: N pixels in B low-resolution blocks.
+
+    Attributes:
+        pixels: int64 [N], the selected ones.
+        count: B.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        mask = selection.low_res_mask.view(-1).numpy()
+        self.pixels, self._low_res_size = selection.pixels, selection.low_res_size
+        self._blocks = np.flatnonzero(mask)
+        self.count = self._blocks.size
+        block_of = np.cumsum(mask, dtype=np.int32) - 1
+        self._block_of = torch.from_numpy(block_of.take(selection.low_res_pixels.numpy()))
+
+    def fetch(self, maps: Tensor) -> NDArray[np.float32]:
+        """From [K, h', w'], logits at low resolution or features at any size, [K, B]."""
+        blocks = self._blocks
+        if maps.shape[1:] != self._low_res_size:
+            rows, columns = np.divmod(blocks, self._low_res_size[1])
+            row_of, column_of = (
+                nearest_index(full, low).numpy()
+                for full, low in zip(self._low_res_size, maps.shape[1:], strict=True)
+            )
+            blocks = row_of[rows] * maps.shape[2] + column_of[columns]
+        return maps.reshape(maps.shape[0], -1).numpy().take(blocks, axis=1)
+
+    def repeat(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """From a row for each block, [B, K], one for each pixel, [N, K]."""
+        return torch.index_select(rows, 0, self._block_of, out=out)
+
+    def sample(self, maps: Tensor) -> Tensor:
+        """From float32 [K, h', w'] as in `fetch`, float32 [N, K]."""
+        return self.repeat(torch.from_numpy(np.ascontiguousarray(self.fetch(maps).T)))
+
+
 class FeatureSampler:
     """Samples what the refiner sees of each selected pixel."""
 
@@ -76,57 +119,35 @@ class FeatureSampler:
         self,
         image: NDArray[np.uint8],
         dense: DenseOutput,
-        selection: Selection,
-        dense_logits: Tensor,
+        blocks: SelectedBlocks,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Concatenate the features named in the bundle.
 
         Args:
             image: uint8 [H, W, 3] RGB, C-contiguous.
             dense: the dense result, with features where the bundle names them.
-            selection: N pixels.
-            dense_logits: float32 [N, C] at those pixels, as `sample_dense` gives them.
+            blocks: of N selected pixels.
+            out: [N, I or more], where to write; what is more becomes zero.
 
         Returns:
-            float32 [N, I].
+            `out`, or without it float32 [N, I].
         """
-        parts = []
+        colours, parts, width = [], [], 0
         for name in self._inputs:
             if name == "rgb":
-                parts.append(self._normaliser.pixels_to_features(image, selection.pixels))
-            elif name == "logits":
-                parts.append(dense_logits)
+                colours.append(slice(width, width := width + 3))
             else:
-                assert dense.features is not None  # the segmenter returns what the bundle uses
-                parts.append(sample_dense(dense.features, selection))
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-
-def sample_dense(maps: Tensor, selection: Selection) -> Tensor:
-    """What dense maps hold for the block each selected pixel lies in, by nearest neighbour.
-
-    Args:
-        maps: float32 [K, h', w']: logits at low resolution, or features at any size.
-        selection: N pixels.
-
-    Returns:
-        float32 [N, K].
-    """
-    mask = selection.low_res_mask.view(-1).numpy()
-    blocks = np.flatnonzero(mask)
-    low_res_size = selection.low_res_mask.shape
-    if maps.shape[1:] != low_res_size:
-        rows, columns = np.divmod(blocks, low_res_size[1])
-        row_of, column_of = (
-            nearest_index(full, low).numpy()
-            for full, low in zip(low_res_size, maps.shape[1:], strict=True)
-        )
-        blocks = row_of[rows] * maps.shape[2] + column_of[columns]
-    # Each low-resolution pixel is fetched once, then its row is repeated over its block.
-    rows = np.ascontiguousarray(maps.reshape(maps.shape[0], -1).numpy().take(blocks, axis=1).T)
-    row_of = np.cumsum(mask, dtype=np.int32) - 1
-    index = torch.from_numpy(row_of.take(selection.low_res_pixels.numpy()))
-    return torch.from_numpy(rows).index_select(0, index)
+                maps = dense.logits if name == "logits" else dense.features
+                assert maps is not None  # the segmenter returns what the bundle uses
+                parts.append((slice(width, width := width + maps.shape[0]), maps))
+        rows = torch.zeros(blocks.count, width if out is None else out.shape[1])
+        for columns, maps in parts:
+            rows[:, columns] = torch.from_numpy(blocks.fetch(maps).T)
+        features = blocks.repeat(rows if out is None else rows.to(out.dtype), out)
+        for columns in colours:
+            features[:, columns] = self._normaliser.pixels_to_features(image, blocks.pixels)
+        return features
 
 
 class RefineStage:
@@ -155,6 +176,7 @@ class RefineStage:
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
         self._extract, name = _for_inference(refiner.extractor, engine, threads)
+        self._room = self._extract.room if isinstance(self._extract, CompiledUNet) else None
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
         if kernels and name.startswith("compiled"):
             name = f"{name} ({kernels.name})"
@@ -179,8 +201,10 @@ class RefineStage:
                 selection.pixels, (1, *selection.full_size), self._depth, bounds=self._bounds
             )
         with clock("refine"):
-            dense_logits = sample_dense(dense.logits, selection)
-            features = self._sample_features(image, dense, selection, dense_logits)
+            blocks = SelectedBlocks(selection)
+            dense_logits = blocks.sample(dense.logits)
+            room = self._room(selection.count) if self._room else None
+            features = self._sample_features(image, dense, blocks, room)
             refined_logits = self._extract(features, plan)
         with clock("fusion"):
             if truth is None:

@@ -23,8 +23,8 @@ from sparserefine_ros.refiner import (
     FeatureSampler,
     Refiner,
     RefineStage,
+    SelectedBlocks,
     load_refiner,
-    sample_dense,
 )
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.sparse.plan import build_plan
@@ -76,19 +76,24 @@ class TestSampling:
         )
         mask = torch.from_numpy(np.random.default_rng(1).random((9, 13)) < 0.4)
         selection = selection_from_mask(mask, picture.shape[:2])
-        logits = torch.randn(selection.count, 3)
-        dense = DenseOutput(torch.zeros(3, 9, 13), torch.randn(5, 4, 6))
-        features = FeatureSampler(spec)(picture, dense, selection, logits)
+        dense = DenseOutput(torch.randn(3, 9, 13), torch.randn(5, 4, 6))
+        blocks = SelectedBlocks(selection)
+        features = FeatureSampler(spec)(picture, dense, blocks)
         pixels = picture.reshape(-1, 3)[selection.pixels.numpy()].astype(np.float64)
         rgb = ((pixels if order == "RGB" else pixels[:, ::-1]) - MEAN) / STD
         parts = {
             "rgb": rgb,
-            "logits": logits.numpy(),
-            "features": sample_dense(dense.features, selection).numpy(),
+            "logits": blocks.sample(dense.logits).numpy(),
+            "features": blocks.sample(dense.features).numpy(),
         }
         expected = np.concatenate([parts[name] for name in inputs], 1)
         assert features.dtype == torch.float32
         np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+        for dtype in (torch.float32, torch.bfloat16):
+            room = torch.full((selection.count, 16), torch.nan, dtype=dtype)
+            assert FeatureSampler(spec)(picture, dense, blocks, room) is room
+            assert torch.equal(room[:, : features.shape[1]], features.to(dtype))
+            assert not room[:, features.shape[1] :].any()
 
     @pytest.mark.parametrize(
         ("low", "full"), [((4, 6), (8, 12)), ((4, 6), (9, 13)), ((5, 4), (2, 3)), ((4, 4), (1, 1))]
@@ -109,7 +114,7 @@ class TestSampling:
                 for p in selection.pixels.tolist()
             )
         ]
-        found = sample_dense(maps, selection)
+        found = SelectedBlocks(selection).sample(maps)
         assert found.shape == (selection.count, 3)
         assert found.tolist() == expected
 
@@ -127,8 +132,9 @@ class TestStage:
         result = RefineStage(refiner, bundle)(picture, DenseOutput(logits), selection, clock)
         assert result is not None
         assert bundle.spec.refiner is not None
-        at = sample_dense(logits, selection)
-        features = FeatureSampler(bundle.spec.refiner)(picture, DenseOutput(logits), selection, at)
+        blocks = SelectedBlocks(selection)
+        at = blocks.sample(logits)
+        features = FeatureSampler(bundle.spec.refiner)(picture, DenseOutput(logits), blocks)
         plan = build_plan(selection.pixels, (1, 75, 101), 2)
         with torch.no_grad():
             probabilities = refiner.ensembler(at, refiner.extractor(features, plan)).softmax(1)

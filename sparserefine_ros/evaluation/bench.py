@@ -23,7 +23,7 @@ from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, Prediction
-from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
+from sparserefine_ros.refiner import FeatureSampler, SelectedBlocks, load_refiner
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 
@@ -204,8 +204,9 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
     if selection.count:
         refiner = load_refiner(bundle)
         plan = build_plan(selection.pixels, (1, *full_size), spec.depth, bounds=spec.bounds)
-        dense_logits = sample_dense(dense.logits, selection)
-        features = FeatureSampler(spec)(image, dense, selection, dense_logits)
+        blocks = SelectedBlocks(selection)
+        dense_logits = blocks.sample(dense.logits)
+        features = FeatureSampler(spec)(image, dense, blocks)
         with torch.inference_mode():
             refined_logits = refiner.extractor(features, plan)
             fused_logits = refiner.ensembler(dense_logits, refined_logits)

@@ -296,17 +296,26 @@ class CompiledUNet:
         self._head = form.pack_float32(unet.head.weight.detach().t()[None])
         self._bias = pad_channels(unet.head.bias)
 
+    def room(self, count: int) -> Tensor:
+        """Where the features of so many sites are wanted, [N, inputs or more].
+
+        What is more must be zero. Valid until the next call of this method with another number.
+        """
+        return self._run.take("input", 0, count, self._inputs, self._dtype)
+
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C].
 
-        The logits are a view of a buffer that the next call overwrites.
+        Features that were written into `room` are taken as they are. The logits are a view of a
+        buffer that the next call overwrites.
         """
         run, levels = self._run, [_Sites(level, self._kernels) for level in plan.levels]
         count, width = levels[0].count, self._width
-        entered = run.take("input", 0, count, self._inputs, self._dtype)
-        entered[:, : self._inputs] = features
-        entered[:, self._inputs :] = 0
+        entered = self.room(count)
+        if features.data_ptr() != entered.data_ptr():
+            entered[:, : self._inputs] = features
+            entered[:, self._inputs :] = 0
         raw = run.take("stem raw", 0, count, width)
         active = run.take("stem", 0, count, width, self._levels.enter.dtype)
         into = [(active, self._levels.enter)]

@@ -41,7 +41,7 @@ from sparserefine_ros.refiner import (
     FeatureSampler,
     Refiner,
     RefineStage,
-    sample_dense,
+    SelectedBlocks,
 )
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
@@ -132,15 +132,20 @@ class RefinerTask:
         assert spec is not None
         height, width = batch[0].labels.shape
         plan = build_plan(sites, (len(crops), height, width), spec.depth, bounds=spec.bounds)
-        logits_of = [sample_dense(crop.dense.logits, crop.selection) for crop in crops]
+        blocks_of = [SelectedBlocks(crop.selection) for crop in crops]
         features = torch.cat(
             [
-                self._sample_features(crop.sample.image, crop.dense, crop.selection, logits)
-                for crop, logits in zip(crops, logits_of, strict=True)
+                self._sample_features(crop.sample.image, crop.dense, blocks)
+                for crop, blocks in zip(crops, blocks_of, strict=True)
             ]
         )
         teach, device = self._teacher, device_of(self.module)
-        dense_logits = torch.cat(logits_of).to(device)
+        dense_logits = torch.cat(
+            [
+                blocks.sample(crop.dense.logits)
+                for crop, blocks in zip(crops, blocks_of, strict=True)
+            ]
+        ).to(device)
         truth = torch.cat([_labels_at(crop) for crop in crops]).to(device)
         taught = (
             torch.cat([teach(crop.sample.image, crop.selection) for crop in crops], 1).to(device)
@@ -197,8 +202,9 @@ class RefinerTask:
         plan = build_plan(
             selection.pixels, (1, *selection.full_size), spec.depth, bounds=spec.bounds
         )
-        dense_logits = sample_dense(frame.dense.logits, selection)
-        features = self._sample_features(frame.sample.image, frame.dense, selection, dense_logits)
+        blocks = SelectedBlocks(selection)
+        dense_logits = blocks.sample(frame.dense.logits)
+        features = self._sample_features(frame.sample.image, frame.dense, blocks)
         fused = module.ensembler(dense_logits, module.extractor(features, plan))
         step = -(-selection.count // _CALIBRATION_PIXELS)
         return fused[::step], _labels_at(frame)[::step]

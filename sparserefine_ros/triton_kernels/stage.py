@@ -51,7 +51,8 @@ class TritonRefineStage:
             before it.
 
     Raises:
-        BackendError: no such GPU or engine, or an ensembler that only the CPU has.
+        BackendError: no such GPU or engine, too little memory there for the weights, or an
+            ensembler that only the CPU has.
     """
 
     on_gpu = True
@@ -63,12 +64,19 @@ class TritonRefineStage:
         spec = bundle.spec.refiner
         assert spec is not None  # who loaded the refiner found its section
         self._depth, self._bounds, self._device = spec.depth, spec.bounds, device
-        refiner = copy.deepcopy(refiner).eval().to(device)
-        self._sample_features = _FeatureSampler(spec, device)
-        self._extract: Callable[[Tensor, SparsePlan], Tensor] = refiner.extractor
-        if isinstance(refiner.extractor, SparseUNet):
-            self._extract = open_engine(engine, refiner.extractor, threads=1)
-        self._fuse = _fuser(refiner.ensembler)
+        refiner = copy.deepcopy(refiner).eval()
+        try:
+            refiner.to(device)
+            self._sample_features = _FeatureSampler(spec, device)
+            self._extract: Callable[[Tensor, SparsePlan], Tensor] = refiner.extractor
+            if isinstance(refiner.extractor, SparseUNet):
+                self._extract = open_engine(engine, refiner.extractor, threads=1)
+            self._fuse = _fuser(refiner.ensembler)
+        except torch.OutOfMemoryError as err:
+            raise BackendError(
+                f"expected memory on {device} for the refiner's weights, it ran out ({err}); free "
+                "memory of the GPU, or choose device cpu"
+            ) from err
         self.description = f"{engine} on {device}"
         self.settled = False
         self._met: set[int] = set()

@@ -8,7 +8,6 @@ values.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -58,16 +57,6 @@ def _count_macs(network: nn.Module, size: tuple[int, int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, 3, *size))
     return int(counter.get_total_flops()) // _FLOP_PER_MAC
-
-
-def count_parts(name: str, *, classes: int, depth: int) -> dict[str, int]:
-    """Parameters of a network by the first `depth` parts of their names."""
-    with FakeTensorMode():
-        network = build_model(name, classes)
-    parts: Counter[str] = Counter()
-    for key, parameter in network.named_parameters():
-        parts[".".join(key.split(".")[:depth])] += parameter.numel()
-    return dict(parts)
 
 
 def count_reference_refiner(widths: Sequence[int], plan: SparsePlan, *, classes: int) -> Cost:

@@ -26,7 +26,7 @@ from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
-from sparserefine_ros.refiner import FeatureSampler, load_refiner, sample_dense
+from sparserefine_ros.refiner import FeatureSampler, SelectedBlocks, load_refiner
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training import cache
 from sparserefine_ros.training import refiner as module_under_test
@@ -315,11 +315,10 @@ class TestTrainRefiner:
         assert labels is not None
         # The same pixels through the trainable modules.
         frame = task._select(Sample("x", image, np.zeros((50, 70), np.uint8)), task._selector)
-        dense_logits = sample_dense(frame.dense.logits, frame.selection)
+        blocks = SelectedBlocks(frame.selection)
+        dense_logits = blocks.sample(frame.dense.logits)
         plan = build_plan(frame.selection.pixels, (1, 50, 70), 1)
-        features = FeatureSampler(bundle.spec.refiner)(
-            image, frame.dense, frame.selection, dense_logits
-        )
+        features = FeatureSampler(bundle.spec.refiner)(image, frame.dense, blocks)
         with torch.no_grad():
             refined = task.module.extractor(features, plan)
             fused = task.module.ensembler(dense_logits, refined).argmax(1)
