@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.processor import available_cores
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ def time_calls(call: Callable[[], object]) -> tuple[Spread, int]:
 
 
 def describe_machine() -> str:
-    """Processor, cores and versions in one line."""
+    """Processor, cores, what our kernels use of it, and versions, in one line."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
         model = found[1] if found else model
+    kernels = compiled_kernels()
     return (
-        f"{model}, {available_cores()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
+        f"{model}, {available_cores()} cores, {kernels.name if kernels else 'no kernels compiled'}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 
 
