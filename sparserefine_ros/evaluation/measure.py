@@ -67,9 +67,10 @@ def describe_machine() -> str:
         found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
         model = found[1] if found else model
     kernels = compiled_kernels()
+    used = kernels.name if kernels else "no compiled kernels"
     return (
-        f"{model}, {available_cores()} cores, {kernels.name if kernels else 'no kernels compiled'}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"{model}, {available_cores()} cores, {used}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
     )
 
 
