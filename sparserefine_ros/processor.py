@@ -24,5 +24,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return False
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True

@@ -76,14 +76,14 @@ class SelectedBlocks:
 
     Attributes:
         pixels: int64 [N], the selected ones.
-        count: B.
+        block_count: B.
     """
 
     def __init__(self, selection: Selection) -> None:
         mask = selection.low_res_mask.view(-1).numpy()
         self.pixels, self._low_res_size = selection.pixels, selection.low_res_size
         self._blocks = np.flatnonzero(mask)
-        self.count = self._blocks.size
+        self.block_count = self._blocks.size
         block_of = np.cumsum(mask, dtype=np.int32) - 1
         self._block_of = torch.from_numpy(block_of.take(selection.low_res_pixels.numpy()))
 
@@ -141,7 +141,7 @@ class FeatureSampler:
                 maps = dense.logits if name == "logits" else dense.features
                 assert maps is not None  # the segmenter returns what the bundle uses
                 parts.append((slice(width, width := width + maps.shape[0]), maps))
-        rows = torch.zeros(blocks.count, width if out is None else out.shape[1])
+        rows = torch.zeros(blocks.block_count, width if out is None else out.shape[1])
         for columns, maps in parts:
             rows[:, columns] = torch.from_numpy(blocks.fetch(maps).T)
         features = blocks.repeat(rows if out is None else rows.to(out.dtype), out)
@@ -176,7 +176,9 @@ class RefineStage:
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
         self._extract, name = _for_inference(refiner.extractor, engine, threads)
-        self._room = self._extract.room if isinstance(self._extract, CompiledUNet) else None
+        self._input_buffer = (
+            self._extract.input_buffer if isinstance(self._extract, CompiledUNet) else None
+        )
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
         if kernels and name.startswith("compiled"):
             name = f"{name} ({kernels.name})"
@@ -203,8 +205,8 @@ class RefineStage:
         with clock("refine"):
             blocks = SelectedBlocks(selection)
             dense_logits = blocks.sample(dense.logits)
-            room = self._room(selection.count) if self._room else None
-            features = self._sample_features(image, dense, blocks, room)
+            out = self._input_buffer(selection.count) if self._input_buffer else None
+            features = self._sample_features(image, dense, blocks, out)
             refined_logits = self._extract(features, plan)
         with clock("fusion"):
             if truth is None:

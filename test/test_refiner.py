@@ -90,10 +90,10 @@ class TestSampling:
         assert features.dtype == torch.float32
         np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
         for dtype in (torch.float32, torch.bfloat16):
-            room = torch.full((selection.count, 16), torch.nan, dtype=dtype)
-            assert FeatureSampler(spec)(picture, dense, blocks, room) is room
-            assert torch.equal(room[:, : features.shape[1]], features.to(dtype))
-            assert not room[:, features.shape[1] :].any()
+            out = torch.full((selection.count, 16), torch.nan, dtype=dtype)
+            assert FeatureSampler(spec)(picture, dense, blocks, out) is out
+            assert torch.equal(out[:, : features.shape[1]], features.to(dtype))
+            assert not out[:, features.shape[1] :].any()
 
     @pytest.mark.parametrize(
         ("low", "full"), [((4, 6), (8, 12)), ((4, 6), (9, 13)), ((5, 4), (2, 3)), ((4, 4), (1, 1))]

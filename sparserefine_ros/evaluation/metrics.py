@@ -28,7 +28,7 @@ class ConfusionMatrix(Counts):
             predicted: uint8 [H, W], class ids.
 
         Raises:
-            ValueError: a label is no class id.
+            ValueError: a label is no class id, nor 255 in the truth.
         """
         classes = self.counts.shape[0]
         highest = int(predicted.max(initial=0))

@@ -46,7 +46,7 @@ class _RawVariant(Record):
 class _Raw(Record):
     """An evaluation as it was counted."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2  # 1 had other thresholds in its curve
     setting: Setting
     data: str
     machines: tuple[str, ...]

@@ -159,7 +159,8 @@ class Convolver:
         size = count * pitch
         storage = self._slots.get((slot, depth))
         if storage is None or storage.numel() < size or storage.dtype != dtype:
-            storage = torch.empty(size + size // 4, dtype=dtype)
+            with torch.inference_mode(False):  # callers of either kind write into it
+                storage = torch.empty(size + size // 4, dtype=dtype)
             self._slots[slot, depth] = storage
         return storage[:size].view(count, pitch)
 
@@ -189,6 +190,7 @@ class Convolver:
             rows: int64 [count], output rows; None for all in order.
             tiles: int32 [tiles, 4], see `topology.find_tiles`; for Winograd's weights.
         """
+        assert tiles is not None or not any(weights.winograd for *_, weights in sources)
         listed = (_Source * len(sources))(
             *(_describe(features, table, weights) for features, table, weights in sources)
         )

@@ -50,8 +50,9 @@ def find_tiles(
         table: int32 [N, 9], of `CompiledIndexMap.same_table`.
 
     Returns:
-        int32 [tiles, 4], rows of their sites, column by column; N for "none".
+        int32 [tiles, 4], rows of their sites at 2 * column + row of the tile; N for "none".
     """
+    sites = sites.to(torch.int64).contiguous()
     tiles = torch.empty(sites.numel(), 4, dtype=torch.int32)
     found = kernels.call.sr_tiles(
         address(sites), *map(integer, (sites.numel(), *grid[1:])), address(table), address(tiles)

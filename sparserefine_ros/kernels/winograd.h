@@ -4,7 +4,8 @@
 // Networks", 2016, section 4.1.)
 //
 // Tiles begin at even coordinates. Those of a mask that was expanded from half the resolution are
-// all full. Taps, places of a patch and of a tile count rows first, like the taps of the tables.
+// all full. Taps, places of a patch and of a tile count rows first, like the taps of the tables: a
+// place of a patch is 4 * column + row, an output of a tile 2 * column + row.
 
 #pragma once
 
@@ -23,8 +24,8 @@ constexpr int GROUP = 16;
 // Tiles in work at once; so many share a visit of the weights, which are too large for a cache.
 constexpr int64_t MOST_TILES = 48;
 
-// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are. The
-// table is that of `same_table`. A tile is found at its first site.
+// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are.
+// The table is that of `same_table`. A tile is found at its first site.
 static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, const int32_t *table,
                         int32_t *tiles) {
   const int32_t none = int32_t(count);
@@ -95,7 +96,8 @@ static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PAT
     for (int row = 0; row < 4; ++row) {
       Lanes t[4];
       transform({half[0][row], half[1][row], half[2][row], half[3][row]}, t);
-      for (int column = 0; column < 4; ++column) store(out + (column * 4 + row) * step + i, t[column]);
+      for (int column = 0; column < 4; ++column)
+        store(out + (column * 4 + row) * step + i, t[column]);
     }
   }
 }
@@ -127,9 +129,9 @@ struct WinogradChunk {
   const SrConvolution &c;
   Workshop &shop;
   const int32_t *tiles;
-  const int64_t count, room;
+  const int64_t count, per_chunk;
 
-  int64_t step(const SrSource &s) const { return room * s.channels + SHIFT; }
+  int64_t step(const SrSource &s) const { return per_chunk * s.channels + SHIFT; }
   template <int WIDTH>
   float *products(int place) const {
     return shop.products.data() + place * ((MOST_TILES + 8) * WIDTH * LANES + SHIFT);
@@ -155,9 +157,10 @@ struct WinogradChunk {
     }
   }
 
-  // Asks for the memory that the columns will be written to, so that it is there in time.
+  // Asks for the memory that the columns will be written to, so that it is there in time. (Rows of
+  // the output are sites: `c.rows` is null.)
   template <int WIDTH>
-  void fetch(int64_t column) const {
+  void prefetch(int64_t column) const {
     const auto ask = [](const void *at, int64_t bytes) {
       for (int64_t i = 0; i < bytes; i += 64)
         __builtin_prefetch(static_cast<const char *>(at) + i, 1);
@@ -176,7 +179,7 @@ struct WinogradChunk {
   template <int WIDTH>
   void run(int64_t column) const {
     constexpr int ROWS = tile_rows<WIDTH>();
-    fetch<WIDTH>(column);
+    prefetch<WIDTH>(column);
     for (int place = 0; place < PATCH; ++place)
       for (int64_t first = 0; first < count; first += ROWS)
         multiply<ROWS, WIDTH>(place, first, column);
@@ -248,16 +251,17 @@ struct WinogradChunk {
 static void convolve_by_tiles(const SrConvolution &c) {
   // Fewer where the threads would not get several chunks each.
   const int64_t fair = c.tile_count / (4 * c.threads) / 8 * 8 + 8;
-  const int64_t room = fair < MOST_TILES ? fair : MOST_TILES;
-  const int64_t chunks = (c.tile_count + room - 1) / room;
+  const int64_t per_chunk = fair < MOST_TILES ? fair : MOST_TILES;
+  const int64_t chunks = (c.tile_count + per_chunk - 1) / per_chunk;
 #pragma omp parallel num_threads(c.threads) if (chunks > 1)
   {
     static thread_local Workshop shop;
     shop.prepare(c);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t begin = i * room, left = c.tile_count - begin;
-      const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, left < room ? left : room, room};
+      const int64_t begin = i * per_chunk, left = c.tile_count - begin;
+      const int64_t count = left < per_chunk ? left : per_chunk;
+      const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, per_chunk};
       chunk.enter();
       by_columns(c.outputs, chunk);
     }

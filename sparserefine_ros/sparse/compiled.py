@@ -296,10 +296,10 @@ class CompiledUNet:
         self._head = form.pack_float32(unet.head.weight.detach().t()[None])
         self._bias = pad_channels(unet.head.bias)
 
-    def room(self, count: int) -> Tensor:
+    def input_buffer(self, count: int) -> Tensor:
         """Where the features of so many sites are wanted, [N, inputs or more].
 
-        What is more must be zero. Valid until the next call of this method with another number.
+        What is more must be zero. The next call of this method gives the same memory.
         """
         return self._run.take("input", 0, count, self._inputs, self._dtype)
 
@@ -307,12 +307,13 @@ class CompiledUNet:
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C].
 
-        Features that were written into `room` are taken as they are. The logits are a view of a
-        buffer that the next call overwrites.
+        Features that were written into `input_buffer` are taken as they are. The logits are a view
+        of a buffer that the next call overwrites.
         """
         run, levels = self._run, [_Sites(level, self._kernels) for level in plan.levels]
         count, width = levels[0].count, self._width
-        entered = self.room(count)
+        assert features.shape[0] == count
+        entered = self.input_buffer(count)
         if features.data_ptr() != entered.data_ptr():
             entered[:, : self._inputs] = features
             entered[:, self._inputs :] = 0

@@ -72,10 +72,12 @@ def can_use_bfloat16(device: torch.device) -> bool:
     """Whether mixed precision pays on a device; a warning says so where it does not."""
     if multiplies_bfloat16(device):
         return True
-    _logger.warning(
-        "training in float32: %s does not multiply bfloat16 itself and would be many times slower",
-        device,
-    )
+    if is_main_process():
+        _logger.warning(
+            "training in float32: %s does not multiply bfloat16 itself and would be many times "
+            "slower",
+            device,
+        )
     return False
 
 

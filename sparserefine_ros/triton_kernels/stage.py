@@ -72,11 +72,13 @@ class TritonRefineStage:
             if isinstance(refiner.extractor, SparseUNet):
                 self._extract = open_engine(engine, refiner.extractor, threads=1)
             self._fuse = _fuser(refiner.ensembler)
-        except torch.OutOfMemoryError as err:
+        except RuntimeError as err:  # its context may fail to open, too
+            if "out of memory" not in str(err):
+                raise
             raise BackendError(
                 f"expected memory on {device} for the refiner's weights, it ran out ({err}); free "
                 "memory of the GPU, or choose device cpu"
-            ) from err
+            ) from err.with_traceback(None)
         self.description = f"{engine} on {device}"
         self.settled = False
         self._met: set[int] = set()

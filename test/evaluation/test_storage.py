@@ -88,7 +88,7 @@ class TestMistakes:
             (("selection", 0, 0), -4, r"raw\.json: selection\.0\.0: .*, got -4"),
             (("curve", 3), [1], "raw.json: .*evaluate again"),
             (("variants",), {}, r"expected counts of \['dense-low', .*, got \[\]"),
-            (("format",), 2, r"raw\.json: format: .*, got 2"),
+            (("format",), 1, r"raw\.json: format: .*, got 1"),
             (("setting", "frames"), "many", "setting.frames: .*, got 'many'"),
         ],
     )
