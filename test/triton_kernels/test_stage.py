@@ -176,6 +176,18 @@ def test_memory_runs_out_beside_the_network(
         stage(*make_scene((20, 24), (10, 12)), selection, StageClock())
 
 
+def test_memory_runs_out_while_it_opens(
+    tiny_bundle: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    bundle = describe(tiny_bundle)
+    monkeypatch.setattr(module, "open_engine", fail)
+    with pytest.raises(BackendError, match="for the refiner's weights, it ran out"):
+        TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
+
+
 def test_an_oracle_stays_on_the_cpu(tiny_bundle: Path, device: torch.device) -> None:
     bundle = describe(tiny_bundle, ensembler="oracle")
     with pytest.raises(BackendError, match="the oracle does not"):
