@@ -8,6 +8,7 @@ Pictures are uint8 [H, W, 3] in RGB order, 0 .. 255.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,11 +96,15 @@ class Normaliser:
         moved._flat_table, moved._offsets = self._flat_table.to(device), self._offsets.to(device)
         return moved
 
-    def image_to_nchw(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Normalise uint8 [h, w, 3] RGB to float32 [1, 3, h, w] in the network's channel order."""
-        planes = np.empty((1, 3, *image.shape[:2]), np.float32)
-        for plane, channel in enumerate(self._channels):
-            cv2.LUT(cv2.extractChannel(image, channel), self._tables[plane], planes[0, plane])
+    def images_to_nchw(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Normalise B pictures of one size, each uint8 [h, w, 3] RGB, to float32 [B, 3, h, w].
+
+        The channels are in the network's order.
+        """
+        planes = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
+        for image, target in zip(images, planes, strict=True):
+            for channel, table, plane in zip(self._channels, self._tables, target, strict=True):
+                cv2.LUT(cv2.extractChannel(image, channel), table, plane)
         return planes
 
     def pixels_to_features(self, image: NDArray[np.uint8], pixels: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ Shape legend: H, W full resolution; h, w low resolution; C classes; N selected p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ class PipelineOptions:
             takes the fastest that suits this processor.
         device: "cpu", "cuda" or "cuda:N", for the dense engine and sparse ones that need a GPU.
         threads: threads of each engine; 0 for one per available core.
-        engine: precision and cache of engines that are built from the model.
+        engine: precision, batch and cache of the dense engine.
         entropy_threshold: nats; None for the bundle's.
         max_refined_pixels: pixel budget, 0 for no limit; None for the bundle's.
     """
@@ -79,6 +79,10 @@ class Pipeline:
     ) -> None:
         if options.threads < 0:
             raise ConfigurationError(f"expected threads of 0 or more, got {options.threads}")
+        if options.engine.max_batch < 1:
+            raise ConfigurationError(
+                f"expected max_batch of 1 or more, got {options.engine.max_batch}"
+            )
         threads = options.threads or available_cores()
         torch.set_num_threads(threads)
         self.bundle = bundle
@@ -98,7 +102,7 @@ class Pipeline:
             on_device=self._stays_on_device(),
             report=report,
         )
-        self._look = DenseStage(segmenter, bundle.spec.dense.input)
+        self._dense = DenseStage(segmenter, bundle.spec.dense.input, options.engine.max_batch)
         self.pixel_cost = PixelCost()
         self._bundle_threshold = self.selector.threshold
         self._bundle_budget = self.selector.max_pixels
@@ -117,35 +121,71 @@ class Pipeline:
         *,
         time_left_ms: float | None = None,
     ) -> Prediction:
-        """Segment one picture.
+        """Segment one picture: `look`, then `refine`.
 
         Args:
             image: uint8 [H, W, 3], RGB.
+            maps: the full-resolution maps to compute.
+            truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
+            time_left_ms: deadline, see `refine`, here from the call on.
+
+        Raises:
+            ImageError, ConfigurationError, ModelOutputError, BackendError: see there.
+        """
+        (found,) = self.look([image])
+        if time_left_ms is not None:
+            time_left_ms -= found.times.total_ms
+        return self.refine(image, found, maps, truth, time_left_ms=time_left_ms)
+
+    def look(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:
+        """Run the dense model on pictures, on several of one low-resolution size together.
+
+        Args:
+            images: uint8 [H, W, 3] each, RGB.
+
+        Raises:
+            ImageError: not such a picture.
+            ModelOutputError: the dense model failed or returned something unusable.
+        """
+        for image in images:
+            check_image(image)
+        return self._dense.together([np.ascontiguousarray(image) for image in images])
+
+    def refine(
+        self,
+        image: NDArray[np.uint8],
+        found: DenseResult,
+        maps: frozenset[Map] = LABELS_ONLY,
+        truth: NDArray[np.uint8] | None = None,
+        *,
+        time_left_ms: float | None = None,
+    ) -> Prediction:
+        """Refine the pixels of which the dense model is unsure.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+            found: what `look` returned for it.
             maps: the full-resolution maps to compute.
             truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
             time_left_ms: deadline, from the call on: as many pixels are refined as fit, after what
                 the frames before have taught; None for as many as the selector selects.
 
         Raises:
-            ImageError: not such a picture.
             ConfigurationError: an oracle without labels.
-            ModelOutputError: a model failed or returned something unusable.
+            ModelOutputError: the refiner returned something unusable.
             BackendError: a GPU refuses a kernel.
         """
-        check_image(image)
         image = np.ascontiguousarray(image)
-        clock = StageClock()
-        found = self._look(image, clock)
-        dense_ms, affordable = clock.elapsed_ms(), None
+        clock, affordable = StageClock(), None
         if time_left_ms is not None:
-            affordable = self.pixel_cost.affordable(time_left_ms - dense_ms)
+            affordable = self.pixel_cost.affordable(time_left_ms)
         with clock("selection"):
             selection = self._select(found, truth, affordable)
         selection, fused, unrefined = self._refined(image, found, selection, clock, truth)
         with clock("maps"):
             outputs = assemble_maps(found.uncertainty, selection, fused, maps)
         if not unrefined and (self._refine is None or self._refine.settled):
-            self.pixel_cost.learn(selection.count, clock.elapsed_ms() - dense_ms)
+            self.pixel_cost.learn(selection.count, clock.elapsed_ms())
         return Prediction(
             labels=outputs.labels,
             entropy=outputs.entropy,
@@ -160,7 +200,8 @@ class Pipeline:
             budget_hit=selection.budget_hit,
             affordable_pixels=affordable,
             unrefined=unrefined,
-            times=clock.times(),
+            batch=found.batch,
+            times=found.times + clock.times(),
         )
 
     def _stays_on_device(self) -> bool:

@@ -124,6 +124,12 @@ class StageTimes:
         """Sum over the stages."""
         return sum(self.milliseconds.values())
 
+    def __add__(self, other: StageTimes) -> StageTimes:
+        """Stage by stage."""
+        return StageTimes(
+            {name: self.milliseconds[name] + other.milliseconds[name] for name in STAGES}
+        )
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -144,7 +150,8 @@ class Prediction:
         affordable_pixels: how many the deadline allowed; None without one.
         unrefined: why nothing was refined although pixels were selected, when the memory of the GPU
             ran out; empty otherwise.
-        times: wall-clock time of each stage.
+        batch: number of pictures that the dense model saw together.
+        times: wall-clock time of each stage; the dense model's is that of the whole batch.
     """
 
     labels: NDArray[np.uint8] | None
@@ -160,6 +167,7 @@ class Prediction:
     budget_hit: bool
     affordable_pixels: int | None
     unrefined: str
+    batch: int
     times: StageTimes
 
     @property

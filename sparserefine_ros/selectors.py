@@ -198,7 +198,7 @@ class LearnableSelector(Selector):
         self, low_res_image: NDArray[np.uint8], dense: DenseOutput, uncertainty: Uncertainty
     ) -> Tensor:
         """See `Selector`."""
-        image = torch.from_numpy(self._normaliser.image_to_nchw(low_res_image))
+        image = torch.from_numpy(self._normaliser.images_to_nchw([low_res_image]))
         wrong: Tensor = self._net(image, dense.logits[None], uncertainty.entropy[None])
         return wrong[0].sigmoid().contiguous()
 

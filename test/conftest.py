@@ -127,6 +127,7 @@ def write_pointwise_onnx(
     stride: int = 1,
     softmax: bool = False,
     float_type: int = TensorProto.FLOAT,
+    batch: int | str = 1,
 ) -> None:
     """A third party's model: logits = weight [C, 3] @ pixel + bias [C], averaged over strides.
 
@@ -145,10 +146,9 @@ def write_pointwise_onnx(
     nodes.append(helper.make_node(kind[0], ["pooled"], ["scored"], **kind[1]))
     perm = [0, 2, 3, 1] if output_layout == "NHWC" else [0, 1, 2, 3]
     nodes.append(helper.make_node("Transpose", ["scored"], ["scores"], perm=perm))
-    taken = [1, 3, *input_size] if layout == "NCHW" else [1, *input_size, 3]
-    given = (
-        [1, len(weight), "oh", "ow"] if output_layout == "NCHW" else [1, "oh", "ow", len(weight)]
-    )
+    taken = [batch, 3, *input_size] if layout == "NCHW" else [batch, *input_size, 3]
+    given = [batch, "oh", "ow"]
+    given.insert(1 if output_layout == "NCHW" else 3, len(weight))
     graph = helper.make_graph(
         nodes,
         "third_party",

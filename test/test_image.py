@@ -90,9 +90,9 @@ class TestResize:
 class TestNormaliser:
     @pytest.mark.parametrize("size", [(75, 101), (1, 1), (1, 17), (17, 1)])
     @pytest.mark.parametrize("order", ["RGB", "BGR"])
-    def test_image_to_nchw(self, order: str, size: tuple[int, int]) -> None:
+    def test_images_to_nchw(self, order: str, size: tuple[int, int]) -> None:
         image = smooth_picture(*size)
-        planes = Normaliser(Normalisation(order, MEAN, STD)).image_to_nchw(image)  # type: ignore[arg-type]
+        planes = Normaliser(Normalisation(order, MEAN, STD)).images_to_nchw([image])  # type: ignore[arg-type]
         channels = image if order == "RGB" else image[:, :, ::-1]
         expected = ((channels.astype(np.float64) - MEAN) / STD).transpose(2, 0, 1)[None]
         assert planes.dtype == np.float32
@@ -115,7 +115,7 @@ class TestNormaliser:
     def test_every_byte_is_exact(self) -> None:
         ramp = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, 2)
         normaliser = Normaliser(Normalisation("RGB", (0.0, 0.0, 0.0), (1.0, 2.0, 0.5)))
-        planes = normaliser.image_to_nchw(ramp)
+        planes = normaliser.images_to_nchw([ramp])
         values = np.arange(256, dtype=np.float32)
         assert np.array_equal(planes[0, :, 0], [values, values / 2, values * 2])
         features = normaliser.pixels_to_features(ramp, torch.arange(256))

@@ -42,6 +42,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="WxH[,WxH,WxH]",
         help="size of the pictures, or smallest, usual and largest, for engines with fixed buffers",
     )
+    parser.add_argument(
+        "--max-batch", type=int, default=1, help="pictures that the dense model takes at once"
+    )
 
 
 def engine_options(options: argparse.Namespace, *, build: bool = True) -> EngineOptions:
@@ -53,6 +56,7 @@ def engine_options(options: argparse.Namespace, *, build: bool = True) -> Engine
         cache=options.engine_cache,
         build=build,
         picture_sizes=parse_picture_sizes(options.picture_sizes),
+        max_batch=options.max_batch,
     )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the bundle says of the dense model, held against the graph and applied to every picture.
 
-Every engine uses it: the checks when a model is loaded, the network input from the picture, and
+Every engine uses it: the checks when a model is loaded, the network input from the pictures, and
 logits and features from what the network returns.
 
-Shape legend: h, w low resolution; s output stride; C classes; F features.
+Shape legend: B pictures; h, w low resolution; s output stride; C classes; F features.
 """
 
 from __future__ import annotations
@@ -52,17 +52,22 @@ class Contract:
     Args:
         bundle: the bundle.
         inputs, outputs: all of the graph.
+        max_batch: pictures that it must take at once.
 
     Attributes:
         input: the graph's input.
-        output_names: outputs to ask for, in the order `dense_output` takes them.
+        output_names: outputs to ask for, in the order `dense_outputs` takes them.
 
     Raises:
-        BundleError: the model contradicts the bundle.
+        BundleError: the model contradicts the bundle, or takes fewer pictures at once.
     """
 
     def __init__(
-        self, bundle: Bundle, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+        self,
+        bundle: Bundle,
+        inputs: Sequence[GraphTensor],
+        outputs: Sequence[GraphTensor],
+        max_batch: int = 1,
     ) -> None:
         self._spec = bundle.spec.dense
         self._classes = len(bundle.spec.classes)
@@ -82,6 +87,7 @@ class Contract:
             )
         self._dtype = _INPUT_TYPES[self.input.element]
         _check_input_shape(self.input.shape, self._spec.input, bundle)
+        _check_batch(self.input.shape[0], max_batch, bundle)
         self._check_classes(logits.shape, bundle)
 
     def _check_classes(self, shape: list[Any], bundle: Bundle) -> None:
@@ -94,68 +100,67 @@ class Contract:
                 "correct classes or output.layout"
             )
 
-    def network_input(self, low_res_image: NDArray[np.uint8]) -> NDArray[Any]:
-        """Normalise uint8 [h, w, 3] RGB to [1, 3, h, w] or [1, h, w, 3] of the graph's type."""
-        values = self._normaliser.image_to_nchw(low_res_image)
+    def network_input(self, low_res_images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        """Normalise uint8 [h, w, 3] RGB to [B, 3, h, w] or [B, h, w, 3] of the graph's type."""
+        values = self._normaliser.images_to_nchw(low_res_images)
         if self._spec.input.layout == "NHWC":
             values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
         return values.astype(self._dtype, copy=False)
 
-    def dense_output(self, raw: Sequence[NDArray[Any]], size: tuple[int, int]) -> DenseOutput:
-        """Logits, and features where they are used.
+    def dense_outputs(
+        self, raw: Sequence[NDArray[Any]], images: Sequence[NDArray[np.uint8]]
+    ) -> list[DenseOutput]:
+        """Logits, and features where they are used, of each picture.
 
         Args:
             raw: what the network returned for `output_names`, any float type.
-            size: (h, w) of the picture it saw.
+            images: the pictures it saw, uint8 [h, w, 3] each.
 
         Raises:
             ModelOutputError: NaN, infinity or the wrong shape.
         """
-        logits = torch.from_numpy(self._logits(raw[0], size))
-        if self._features is None:
-            return DenseOutput(logits)
-        return DenseOutput(logits, torch.from_numpy(_feature_maps(raw[1], self._features)))
+        size = _size_of(images)
+        output, parts = self._spec.output, self._planes(raw, len(images), size)
+        found = [[np.ascontiguousarray(maps, np.float32) for maps in part] for part in parts]
+        if not all(np.isfinite(maps).all() for part in found for maps in part):
+            raise ModelOutputError(_NOT_FINITE)
+        for index, maps in enumerate(found[0]):
+            logits = found[0][index] = _resize_maps(maps, size)
+            if output.kind == "probabilities":
+                np.log(np.clip(logits, _LEAST_PROBABILITY, None, out=logits), out=logits)
+        return [DenseOutput(*map(torch.from_numpy, each)) for each in zip(*found, strict=True)]
 
-    def device_output(self, raw: Sequence[Tensor], size: tuple[int, int]) -> DenseOutput:
-        """`dense_output` of what lies on a GPU, which stays there."""
-        output = self._spec.output
-        maps = raw[0].permute(0, 3, 1, 2) if _is_nhwc(output.layout, raw[0].ndim) else raw[0]
-        self._check_logits(maps.shape, size)
-        found = [maps[0].float()]
-        if self._features is not None:
-            maps = raw[1]
-            if _is_nhwc(self._features.layout, maps.ndim):
-                maps = maps.permute(0, 3, 1, 2)
-            _check_feature_maps(maps.shape, self._features)
-            found.append(maps[0].float().contiguous())
+    def device_outputs(
+        self, raw: Sequence[Tensor], images: Sequence[NDArray[np.uint8]]
+    ) -> list[DenseOutput]:
+        """`dense_outputs` of what lies on a GPU, which stays there."""
+        size = _size_of(images)
+        found = [part.float() for part in self._planes(raw, len(images), size)]
         if not torch.stack([maps.isfinite().all() for maps in found]).all():
             raise ModelOutputError(_NOT_FINITE)
-        logits = found[0]
-        if logits.shape[1:] != size:
-            logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-        if output.kind == "probabilities":
-            logits = logits.clamp_min(_LEAST_PROBABILITY).log()
-        return DenseOutput(logits.contiguous(), *found[1:])
+        if found[0].shape[2:] != size:
+            found[0] = F.interpolate(found[0], size, mode="bilinear", align_corners=False)
+        if self._spec.output.kind == "probabilities":
+            found[0] = found[0].clamp_min(_LEAST_PROBABILITY).log()
+        found = [maps.contiguous() for maps in found]
+        return [DenseOutput(*each) for each in zip(*found, strict=True)]
 
-    def _logits(self, raw: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
-        output = self._spec.output
-        if _is_nhwc(output.layout, raw.ndim):
-            raw = raw.transpose(0, 3, 1, 2)
-        self._check_logits(raw.shape, size)
-        maps = np.ascontiguousarray(raw[0], dtype=np.float32)
-        if not np.isfinite(maps).all():
-            raise ModelOutputError(_NOT_FINITE)
-        maps = _resize_maps(maps, size)
-        if output.kind == "probabilities":
-            np.log(np.clip(maps, _LEAST_PROBABILITY, None, out=maps), out=maps)
-        return maps
+    def _planes(self, raw: Sequence[Any], batch: int, size: tuple[int, int]) -> list[Any]:
+        """What the network returned as [B, C, h / s, w / s] and [B, F, h', w'], shapes checked."""
+        logits = _to_nchw(raw[0], self._spec.output.layout)
+        self._check_logits(logits.shape, batch, size)
+        if self._features is None:
+            return [logits]
+        features = _to_nchw(raw[1], self._features.layout)
+        _check_feature_maps(features.shape, batch, self._features)
+        return [logits, features]
 
-    def _check_logits(self, shape: Sequence[int], size: tuple[int, int]) -> None:
+    def _check_logits(self, shape: Sequence[int], batch: int, size: tuple[int, int]) -> None:
         """Check the shape of an output that was brought to NCHW."""
         output = self._spec.output
-        if len(shape) != 4 or tuple(shape[:2]) != (1, self._classes):
+        if len(shape) != 4 or tuple(shape[:2]) != (batch, self._classes):
             raise ModelOutputError(
-                f"expected dense output [1, {self._classes}, h / {output.stride}, "
+                f"expected dense output [{batch}, {self._classes}, h / {output.stride}, "
                 f"w / {output.stride}] ({output.layout}), got {list(shape)}; "
                 "correct the classes or output section of bundle.yaml"
             )
@@ -167,9 +172,11 @@ class Contract:
                 )
 
 
-def network_shape(spec: DenseInput, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Shape of the network input for a low-resolution picture of (h, w)."""
-    return (1, 3, *size) if spec.layout == "NCHW" else (1, *size, 3)
+def network_shape(
+    spec: DenseInput, size: tuple[int, int], batch: int = 1
+) -> tuple[int, int, int, int]:
+    """Shape of the network input for low-resolution pictures of (h, w)."""
+    return (batch, 3, *size) if spec.layout == "NCHW" else (batch, *size, 3)
 
 
 def _check_features_shape(shape: list[Any], spec: DenseFeaturesSpec, bundle: Bundle) -> None:
@@ -181,25 +188,21 @@ def _check_features_shape(shape: list[Any], spec: DenseFeaturesSpec, bundle: Bun
         )
 
 
-def _is_nhwc(layout: str, axes: int) -> bool:
-    return layout == "NHWC" and axes == 4
+def _size_of(images: Sequence[NDArray[np.uint8]]) -> tuple[int, int]:
+    return images[0].shape[0], images[0].shape[1]
 
 
-def _feature_maps(raw: NDArray[Any], spec: DenseFeaturesSpec) -> NDArray[np.float32]:
-    """One picture's features as float32 [F, h', w']."""
-    if _is_nhwc(spec.layout, raw.ndim):
-        raw = raw.transpose(0, 3, 1, 2)
-    _check_feature_maps(raw.shape, spec)
-    maps = np.ascontiguousarray(raw[0], dtype=np.float32)
-    if not np.isfinite(maps).all():
-        raise ModelOutputError(_NOT_FINITE)
-    return maps
+def _to_nchw(raw: Any, layout: str) -> Any:
+    """An array or a tensor of that layout; one that lacks an axis as it is."""
+    if layout == "NCHW" or raw.ndim != 4:
+        return raw
+    return raw.permute(0, 3, 1, 2) if isinstance(raw, Tensor) else raw.transpose(0, 3, 1, 2)
 
 
-def _check_feature_maps(shape: Sequence[int], spec: DenseFeaturesSpec) -> None:
-    if len(shape) != 4 or tuple(shape[:2]) != (1, spec.channels) or 0 in shape:
+def _check_feature_maps(shape: Sequence[int], batch: int, spec: DenseFeaturesSpec) -> None:
+    if len(shape) != 4 or tuple(shape[:2]) != (batch, spec.channels) or 0 in shape:
         raise ModelOutputError(
-            f"expected dense features [1, {spec.channels}, rows, columns] ({spec.layout}), "
+            f"expected dense features [{batch}, {spec.channels}, rows, columns] ({spec.layout}), "
             f"got {list(shape)}; correct dense.features in bundle.yaml"
         )
 
@@ -235,6 +238,15 @@ def _check_input_shape(shape: list[Any], spec: DenseInput, bundle: Bundle) -> No
             f"{bundle.name}: the dense model takes {shape[sides]} only, but bundle.yaml asks for "
             f"{'scale ' + str(spec.scale) if spec.size is None else list(spec.size)}; "
             f"set dense.input.size: {shape[sides]}"
+        )
+
+
+def _check_batch(axis: Any, max_batch: int, bundle: Bundle) -> None:
+    if isinstance(axis, int) and (axis != 1 or max_batch > 1):
+        raise BundleError(
+            f"{bundle.name}: expected a dense model whose input takes any number of pictures "
+            f"(or one, for max_batch 1), got a batch axis of {axis} for max_batch {max_batch}; "
+            "export it with a free batch axis" + (", or set max_batch to 1" if axis == 1 else "")
         )
 
 

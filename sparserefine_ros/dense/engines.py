@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparserefine_ros.bundle import Bundle
@@ -94,7 +93,7 @@ def engine_key(
     return EngineKey(
         onnx_sha256=bundle.spec.dense.file.sha256,
         precision=options.precision,
-        shapes=network_shapes(bundle, options.picture_sizes),
+        shapes=network_shapes(bundle, options),
         flavour=library.flavour,
         version=library.version,
         target=target,
@@ -103,23 +102,26 @@ def engine_key(
     )
 
 
-def network_shapes(bundle: Bundle, picture_sizes: Sequence[tuple[int, int]]) -> tuple[Shape, ...]:
+def network_shapes(bundle: Bundle, options: EngineOptions) -> tuple[Shape, ...]:
     """Shapes of the network input: one, or the smallest, the usual and the largest.
+
+    Where several pictures may come at once, the smallest is one of them, and the usual all.
 
     Raises:
         BackendError: the bundle leaves the size open and no picture sizes are given.
     """
     spec = bundle.spec.dense.input
-    if spec.size is not None:
-        return (network_shape(spec, spec.size),)
-    if not picture_sizes:
+    if not options.picture_sizes and spec.size is None:
         raise BackendError(
             f"expected the size of the camera's pictures for an engine of {bundle.name}, whose "
             f"input is the picture at scale {spec.scale}; give one such as 1920x1080, or the "
             "smallest, usual and largest such as 640x480,1920x1080,3840x2160 "
             "(node parameter picture_sizes, option --picture-sizes)"
         )
-    shapes = tuple(network_shape(spec, spec.low_res_size(size)) for size in picture_sizes)
+    sizes = [spec.size] if spec.size else [spec.low_res_size(s) for s in options.picture_sizes]
+    batches = (1, options.max_batch, options.max_batch)
+    sizes = sizes if len(sizes) == len(batches) else sizes * len(batches)
+    shapes = tuple(network_shape(spec, *each) for each in zip(sizes, batches, strict=True))
     return shapes[:1] if len(set(shapes)) == 1 else shapes
 
 
@@ -167,13 +169,13 @@ def _build(
     logger.info(
         "building an engine of %s: %s %s, %s", bundle.name, key.flavour, key.version, key.target
     )
-    path = dense_model_file(bundle)
+    path, max_batch = dense_model_file(bundle), key.shapes[-1][0]
     data = build_engine(
         library,
         to_half(path) if key.precision == "fp16" else path.read_bytes(),
         shapes=[(s[0], s[1], s[2], s[3]) for s in key.shapes],
         target=key.target,
-        check=lambda inputs, outputs: Contract(bundle, inputs, outputs).input.name,
+        check=lambda inputs, outputs: Contract(bundle, inputs, outputs, max_batch).input.name,
         report=report,
     )
     record = EngineRecord(

@@ -113,7 +113,7 @@ def choose_providers(
             f"backend {how.backend} builds its engine when the model is loaded and cannot be told "
             "not to; allow it (build_engines), or choose backend tensorrt or tensorrt_rtx"
         )
-    shapes = network_shapes(bundle, how.engine.picture_sizes)
+    shapes = network_shapes(bundle, how.engine)
     half, folder = how.engine.precision == "fp16", str(_cache_folder(bundle, how))
     options = tensorrt.options(shapes, input_of(), folder, half=half)
     return [(tensorrt.provider, {**gpu, **options}), *providers]

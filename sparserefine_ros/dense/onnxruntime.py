@@ -90,7 +90,10 @@ class OnnxRuntimeSegmenter:
     ) -> None:
         self._session = session
         self._contract = Contract(
-            bundle, _tensors(session.get_inputs()), _tensors(session.get_outputs())
+            bundle,
+            _tensors(session.get_inputs()),
+            _tensors(session.get_outputs()),
+            how.engine.max_batch,
         )
         if device_kind(how.device) == "cpu":
             self.description = f"onnxruntime CPU, {how.threads} threads"
@@ -103,20 +106,19 @@ class OnnxRuntimeSegmenter:
         """Name of the graph's input."""
         return self._contract.input.name
 
-    def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
-        """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
+    def __call__(self, low_res_images: Sequence[NDArray[np.uint8]]) -> list[DenseOutput]:
+        """Segment pictures of one size, uint8 [h, w, 3] RGB each, to logits float32 [C, h, w].
 
         Raises:
             ModelOutputError: the model failed or returned NaN, infinity or the wrong shape.
         """
         contract = self._contract
-        feed = {contract.input.name: contract.network_input(low_res_image)}
+        feed = {contract.input.name: contract.network_input(low_res_images)}
         try:
             raw = self._session.run(contract.output_names, feed)
         except Exception as err:  # the engine raises bare subclasses of Exception
             raise ModelOutputError(f"the dense model failed: {err}") from err
-        height, width = low_res_image.shape[:2]
-        return contract.dense_output([np.asarray(values) for values in raw], (height, width))
+        return contract.dense_outputs([np.asarray(values) for values in raw], low_res_images)
 
 
 def _tensors(nodes: Sequence[Any]) -> list[GraphTensor]:

@@ -65,26 +65,27 @@ class OpenVinoSegmenter:
 
     def __init__(self, bundle: Bundle, compiled: Any, how: DenseOptions) -> None:
         self._request = compiled.create_infer_request()
-        self._contract = Contract(bundle, _tensors(compiled.inputs), _tensors(compiled.outputs))
+        self._contract = Contract(
+            bundle, _tensors(compiled.inputs), _tensors(compiled.outputs), how.engine.max_batch
+        )
         precision = "bf16" if how.engine.precision == "bf16" else "fp32"
         self.description = f"openvino CPU {precision}, {how.threads} threads"
 
-    def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
-        """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
+    def __call__(self, low_res_images: Sequence[NDArray[np.uint8]]) -> list[DenseOutput]:
+        """Segment pictures of one size, uint8 [h, w, 3] RGB each, to logits float32 [C, h, w].
 
         Raises:
             ModelOutputError: the model failed or returned NaN, infinity or the wrong shape.
         """
         contract = self._contract
-        network_input = contract.network_input(low_res_image)
+        network_input = contract.network_input(low_res_images)
         try:
             self._request.infer({contract.input.name: network_input}, share_inputs=True)
             # The request keeps its buffers for the next picture: take copies.
             raw = [self._request.get_tensor(name).data.copy() for name in contract.output_names]
         except Exception as err:  # the engine raises RuntimeError and subclasses of its own
             raise ModelOutputError(f"the dense model failed: {err}") from err
-        height, width = low_res_image.shape[:2]
-        return contract.dense_output(raw, (height, width))
+        return contract.dense_outputs(raw, low_res_images)
 
 
 def _tensors(ports: Sequence[Any]) -> list[GraphTensor]:

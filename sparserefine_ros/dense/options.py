@@ -49,12 +49,14 @@ class EngineOptions:
         build: whether an engine that is not in the cache is built; otherwise that is an error.
         picture_sizes: (H, W) of the camera's pictures: one size, or the smallest, the usual and the
             largest. Engines with fixed buffers need it where the bundle leaves the size open.
+        max_batch: pictures that the dense model takes at once, at most.
     """
 
     precision: str = "model"
     cache: Path | None = None
     build: bool = True
     picture_sizes: tuple[tuple[int, int], ...] = ()
+    max_batch: int = 1
 
 
 DEFAULT_ENGINE: Final = EngineOptions()

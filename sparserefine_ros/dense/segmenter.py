@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,9 +34,10 @@ class Segmenter(Protocol):
 
     description: str
 
-    def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
-        """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
+    def __call__(self, low_res_images: Sequence[NDArray[np.uint8]]) -> list[DenseOutput]:
+        """Segment pictures of one size together, each uint8 [h, w, 3] RGB.
 
+        There are one to `EngineOptions.max_batch` of them. Each yields logits float32 [C, h, w].
         Features come along when the bundle's refiner or selector uses them. All of it lies on the
         CPU, wherever the model ran, unless it was opened with `on_device`.
 

@@ -10,6 +10,7 @@ by the output stride.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -102,7 +103,7 @@ class TensorRtSegmenter:
                     f"{library.flavour} cannot run the engine: {first_cause(complaints)}"
                 )
         inputs, outputs = _tensors(library.trt, self._engine)
-        self._contract = Contract(bundle, inputs, outputs)
+        self._contract = Contract(bundle, inputs, outputs, cached.record.key.shapes[-1][0])
         self._outputs = outputs
         # TensorRT for RTX captures graphs itself; for TensorRT, PyTorch does.
         self._captures = not strategy and len(cached.record.key.shapes) == 1
@@ -115,30 +116,30 @@ class TensorRtSegmenter:
             f"{torch.cuda.get_device_name(device)}{captured}"
         )
 
-    def __call__(self, low_res_image: NDArray[np.uint8]) -> DenseOutput:
-        """Segment uint8 [h, w, 3] RGB, returning logits float32 [C, h, w].
+    def __call__(self, low_res_images: Sequence[NDArray[np.uint8]]) -> list[DenseOutput]:
+        """Segment pictures of one size, uint8 [h, w, 3] RGB each, to logits float32 [C, h, w].
 
         Raises:
-            ModelOutputError: the picture does not fit the engine; the model failed or returned
+            ModelOutputError: the pictures do not fit the engine; the model failed or returned
                 NaN, infinity or the wrong shape.
         """
-        network_input = torch.from_numpy(self._contract.network_input(low_res_image))
-        height, width = low_res_image.shape[:2]
-        stream, size = self._stream(), (height, width)
+        network_input = torch.from_numpy(self._contract.network_input(low_res_images))
+        stream = self._stream()
         with torch.cuda.stream(stream), self._library.complaints() as complaints:
             try:
-                buffers = self._fit(tuple(network_input.shape), size)
+                buffers = self._fit(tuple(network_input.shape))
                 buffers.input.copy_(network_input)
                 if not buffers.run():
                     raise ModelOutputError(f"the dense model failed: {first_cause(complaints)}")
                 raw = [buffers.outputs[name] for name in self._contract.output_names]
                 if self._on_device:
-                    # The next picture overwrites the buffers.
-                    found = self._contract.device_output([part.clone() for part in raw], size)
+                    # The next pictures overwrite the buffers.
+                    kept = [part.clone() for part in raw]
+                    found = self._contract.device_outputs(kept, low_res_images)
                 else:
                     # The copy to the CPU waits for the stream.
                     arrays = [_as_float(part.cpu()).numpy() for part in raw]
-                    found = self._contract.dense_output(arrays, size)
+                    found = self._contract.dense_outputs(arrays, low_res_images)
             except RuntimeError as err:  # PyTorch's CUDA errors, out of memory among them
                 raise ModelOutputError(f"the dense model failed: {err}") from err
         torch.cuda.current_stream(self._device).wait_stream(stream)
@@ -150,15 +151,15 @@ class TensorRtSegmenter:
         is_default = current == torch.cuda.default_stream(self._device)
         return self._own_stream if is_default else current
 
-    def _fit(self, shape: tuple[int, ...], size: tuple[int, int]) -> _Buffers:
+    def _fit(self, shape: tuple[int, ...]) -> _Buffers:
         """Buffers for network inputs of `shape`; kept until another one comes."""
         if self._buffers is not None and tuple(self._buffers.input.shape) == shape:
             return self._buffers
         if not self._context.set_input_shape(self._contract.input.name, shape):
             lowest, _, highest = self._engine.get_tensor_profile_shape(self._contract.input.name, 0)
             raise ModelOutputError(
-                f"expected a network input of {list(lowest)} to {list(highest)}, got {list(shape)} "
-                f"for a picture seen at {size[0]} x {size[1]}; give picture_sizes that hold it"
+                f"expected a network input of {list(lowest)} to {list(highest)}, got "
+                f"{list(shape)}; give picture_sizes and max_batch that hold it"
             )
         self._buffers = _Buffers(
             self._context, self._contract.input, self._outputs, self._device, self._captures

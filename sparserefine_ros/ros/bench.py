@@ -75,7 +75,15 @@ def node_parameters(
         "sparse_backend": options.sparse_backend,
         "device": options.device,
         "threads": options.threads,
+        "dense_precision": options.engine.precision,
+        "build_engines": options.engine.build,
+        "max_batch": options.engine.max_batch,
     }
+    if options.engine.cache is not None:
+        parameters["engine_cache"] = str(options.engine.cache.resolve())
+    if options.engine.picture_sizes:
+        sizes = options.engine.picture_sizes
+        parameters["picture_sizes"] = ",".join(f"{wide}x{high}" for high, wide in sizes)
     if options.entropy_threshold is not None:
         parameters["entropy_threshold"] = options.entropy_threshold
     if options.max_refined_pixels is not None:

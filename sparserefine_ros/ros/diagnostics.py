@@ -243,6 +243,8 @@ def _refinement_values(camera: CameraReport) -> list[tuple[str, str]]:
             ("refined_pixels.mean", f"{pixels:.1f}"),
             ("refined_share.last", f"{last.refined_share:.5f}"),
             ("refined_share.mean", f"{share:.5f}"),
+            ("batch.last", str(last.batch)),
+            ("batch.mean", f"{np.mean([frame.batch for frame in frames]):.2f}"),
         ]
     return values
 

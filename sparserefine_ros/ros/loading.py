@@ -103,6 +103,7 @@ def _pipeline_options(parameters: NodeParameters) -> PipelineOptions:
         cache=Path(parameters.engine_cache) if parameters.engine_cache else None,
         build=parameters.build_engines,
         picture_sizes=parse_picture_sizes(parameters.picture_sizes),
+        max_batch=parameters.max_batch,
     )
     return PipelineOptions(
         backend=parameters.backend,

@@ -37,7 +37,7 @@ from sparserefine_ros.ros.reports import Limits, NodeReport
 from sparserefine_ros.ros.session import Session
 from sparserefine_ros.ros.stopping import init_until_signal
 from sparserefine_ros.ros.streams import Frame, Stream
-from sparserefine_ros.ros.worker import INTERNAL, STOPPED, FrameCounts, LatestWorker
+from sparserefine_ros.ros.worker import INTERNAL, STOPPED, Finish, FrameCounts, LatestWorker
 
 if TYPE_CHECKING:
     from rclpy.subscription import MessageInfo
@@ -213,7 +213,7 @@ class SegmentNode(LifecycleNode):
         if self._session is None:
             raise RuntimeError("expected a configured node")
         self._session.publish_label_info()
-        self._worker.start()
+        self._worker.start(together=self._settings.max_batch)
         quality = newest_only(self._settings.image_reliability)
         for stream in self._serving:
             subscription = self.create_subscription(
@@ -243,8 +243,10 @@ class SegmentNode(LifecycleNode):
 
         return take
 
-    def _process(self, frame: Frame) -> str | None:
-        return STOPPED if self._session is None else self._session.process(frame)
+    def _process(self, frames: Sequence[Frame]) -> list[Finish]:
+        if self._session is None:
+            return [lambda: STOPPED for _ in frames]
+        return self._session.process(frames)
 
     def _log_rejection(self, frame: Frame, reason: str, error: Exception) -> None:
         text = f"frame of {frame.stream.topic} rejected ({reason}): {error}"

@@ -101,6 +101,13 @@ class NodeParameters:
         "Names of the cameras of image_topics, in that order; "
         '[""]: each is named after its topic, front for /front/image_raw.',
     )
+    max_batch: int = _parameter(
+        1,
+        "Frames of different cameras that the dense model takes at once, at most; it needs a free "
+        "batch axis for more than 1. Such frames end together, so the first waits for the last.",
+        minimum=1,
+        maximum=64,
+    )
     transport: str = _parameter(
         "raw",
         "Message type of the pictures: raw for sensor_msgs/Image, "

@@ -31,6 +31,7 @@ class FrameRecord:
         budget_hit: whether the pixel budget, or the deadline, removed candidates.
         affordable_pixels: how many the deadline allowed; None without one.
         unrefined: why the memory of the GPU did not suffice to refine it; empty where it did.
+        batch: frames that the dense model saw together with this one, itself included.
     """
 
     size: tuple[int, int]
@@ -42,6 +43,7 @@ class FrameRecord:
     budget_hit: bool
     affordable_pixels: int | None = None
     unrefined: str = ""
+    batch: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
 A node slower than its camera finds a frame in the mailbox that is up to one camera period old. If
 the next one is due in a moment, taking that one instead makes the result younger by most of a
-period and costs only the moment.
+period and costs only the moment. And a frame that is due in a moment may join those of other
+cameras in one batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ _OLD_SHARE: Final = 0.4
 # ... if that is due within both of these: a share of the last processing time, and a limit.
 _WORTH_SHARE: Final = 0.25
 _WORTH_S: Final = 0.030
+# Frames of cameras that are triggered together arrive within this of each other.
+_COMPANY_S: Final = 0.010
 # A frame counts as missing when it is late by this share of the camera's period.
 _LATE_SHARE: Final = 0.25
 
@@ -51,3 +54,11 @@ class Rhythm:
         missing_s = (1.0 + _LATE_SHARE) * self._period_s - age_s
         worth_s = min(_WORTH_S, _WORTH_SHARE * self._processing_s)
         return missing_s if 0.0 < missing_s <= worth_s else 0.0
+
+    def company_s(self, now_s: float) -> float:
+        """How long to wait for the next frame, to join those of other cameras; 0: not at all."""
+        if self._last_s is None or self._period_s is None:
+            return 0.0
+        due_s = self._last_s + self._period_s - now_s
+        worth_s = min(_COMPANY_S, _WORTH_SHARE * self._processing_s)
+        return due_s + worth_s if -worth_s < due_s <= worth_s else 0.0

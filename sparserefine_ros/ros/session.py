@@ -3,22 +3,30 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.deadline import Reserve
+from sparserefine_ros.dense.stage import DenseResult
+from sparserefine_ros.image import check_image
+from sparserefine_ros.records import Prediction
 from sparserefine_ros.render import draw_overlay
 from sparserefine_ros.ros.convert import compressed_to_rgb, image_to_rgb
 from sparserefine_ros.ros.label_info import LabelInfo
 from sparserefine_ros.ros.loading import Model
 from sparserefine_ros.ros.parameters import NodeParameters
-from sparserefine_ros.ros.publishers import Outputs
+from sparserefine_ros.ros.publishers import Outputs, Wanted
 from sparserefine_ros.ros.reports import UNWATCHED, FrameRecord, ModelInfo
 from sparserefine_ros.ros.streams import Frame, Stream
+from sparserefine_ros.ros.worker import Finish
 
 
 class Session:
@@ -51,29 +59,53 @@ class Session:
         self.message_type = CompressedImage if compressed else Image
         self._to_rgb = compressed_to_rgb if compressed else image_to_rgb
 
-    def process(self, frame: Frame) -> str | None:
-        """Segment one frame and publish what is subscribed to.
+    def process(self, frames: Sequence[Frame]) -> list[Finish]:
+        """Decode frames of different cameras and run the dense model on them, together.
 
         Returns:
-            None when it was processed, or the reason why it was dropped.
+            for each frame what refines it and publishes what is subscribed to, or says why it was
+            dropped or not accepted; see `worker.Finish`.
 
         Raises:
-            ImageError: the message holds no usable picture.
-            ModelOutputError: the model returned something unusable.
+            ModelOutputError: the dense model returned something unusable.
         """
-        outputs = self._outputs[frame.stream]
-        wanted = outputs.wanted()
-        if not wanted:
-            return UNWATCHED
-        parameters, header = self._parameters(), frame.message.header
+        parameters = self._parameters()
+        works: list[_Work] = []
+        finishes: list[Finish] = []
+        for frame in frames:
+            wanted = self._outputs[frame.stream].wanted()
+            if not wanted:
+                finishes.append(_unwatched)
+                continue
+            try:
+                work = self._decode(frame, wanted, parameters)
+            except Exception as err:  # it concerns this frame alone
+                finishes.append(functools.partial(_raise, err))
+                continue
+            works.append(work)
+            finishes.append(functools.partial(self._finish, work))
+        found = self.model.pipeline.look([work.rgb for work in works]) if works else []
+        for work, each in zip(works, found, strict=True):
+            work.found = each
+        return finishes
+
+    def _decode(self, frame: Frame, wanted: Wanted, parameters: NodeParameters) -> _Work:
         watch = _Stopwatch(frame.arrived_s)
         watch.lap("wait")
         rgb = self._to_rgb(frame.message, max_pixels=int(parameters.max_image_megapixels * 1e6))
+        check_image(rgb)
         watch.lap("decode")
-        prediction = self.model.pipeline(
-            rgb, wanted.computed, time_left_ms=self._time_left_ms(watch, parameters)
+        return _Work(frame, wanted, parameters, watch, rgb)
+
+    def _finish(self, work: _Work) -> None:
+        """Refine a frame, publish it and remember how it went."""
+        watch, rgb, wanted, header = work.watch, work.rgb, work.wanted, work.frame.message.header
+        assert work.found is not None
+        watch.skip()  # the pipeline times its own stages, and others had their turn
+        prediction = self.model.pipeline.refine(
+            rgb, work.found, wanted.computed, time_left_ms=self._time_left_ms(work)
         )
-        watch.skip()  # the pipeline times its own stages
+        watch.skip()
         overlay = None
         if wanted.overlay and prediction.labels is not None:
             overlay = draw_overlay(
@@ -81,31 +113,38 @@ class Session:
                 prediction.labels,
                 self.model.bundle.palette,
                 refined=prediction.refined,
-                opacity=parameters.overlay_opacity,
+                opacity=work.parameters.overlay_opacity,
             )
         watch.lap("overlay")
-        outputs.publish(prediction, overlay, wanted, header)
+        self._outputs[work.frame.stream].publish(prediction, overlay, wanted, header)
         watch.lap("publish")
         self._reserve.learn(watch.milliseconds["overlay"] + watch.milliseconds["publish"])
+        self._remember(work, prediction)
+
+    def _remember(self, work: _Work, prediction: Prediction) -> None:
+        watch, stream = work.watch, work.frame.stream
+        stage_ms = {**watch.milliseconds, **prediction.times.milliseconds}
+        # Whatever else passed, passed while others of the batch had their turn.
+        stage_ms["wait"] += max(0.0, watch.total_ms - sum(stage_ms.values()))
         record = FrameRecord(
             size=prediction.size,
-            stage_ms={**watch.milliseconds, **prediction.times.milliseconds},
+            stage_ms=stage_ms,
             total_ms=watch.total_ms,
-            age_ms=self._age_ms(header),
+            age_ms=self._age_ms(work.frame.message.header),
             refined_pixels=prediction.refined_pixels,
             refined_share=prediction.refined_share,
             budget_hit=prediction.budget_hit,
             affordable_pixels=prediction.affordable_pixels,
             unrefined=prediction.unrefined,
+            batch=prediction.batch,
         )
-        if frame.stream.history.add(record):
+        if stream.history.add(record):
             height, width = prediction.size
-            self._logger.info(f"{frame.stream.topic}: {width} x {height} pictures from now on")
-        return None
+            self._logger.info(f"{stream.topic}: {width} x {height} pictures from now on")
 
-    def _time_left_ms(self, watch: _Stopwatch, parameters: NodeParameters) -> float | None:
-        budget_ms = parameters.latency_budget_ms
-        return budget_ms - watch.total_ms - self._reserve.milliseconds if budget_ms else None
+    def _time_left_ms(self, work: _Work) -> float | None:
+        budget_ms = work.parameters.latency_budget_ms
+        return budget_ms - work.watch.total_ms - self._reserve.milliseconds if budget_ms else None
 
     def subscribed(self, stream: Stream) -> frozenset[str]:
         """Names of the outputs of a camera that have a subscriber now."""
@@ -138,6 +177,35 @@ class Session:
         # Not rclpy's Time, which refuses the negative stamps that some drivers send.
         stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
         return (self._clock.now().nanoseconds - stamp_ns) / 1e6 if stamp_ns else None
+
+
+@dataclass
+class _Work:
+    """A frame on its way, from its decoding to its publication.
+
+    Attributes:
+        frame: the message.
+        wanted: the outputs that have a subscriber.
+        parameters: of the node, when it was taken.
+        watch: runs since its arrival.
+        rgb: uint8 [H, W, 3].
+        found: what the dense model says, once it has looked.
+    """
+
+    frame: Frame
+    wanted: Wanted
+    parameters: NodeParameters
+    watch: _Stopwatch
+    rgb: NDArray[np.uint8]
+    found: DenseResult | None = None
+
+
+def _unwatched() -> str:
+    return UNWATCHED
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 class _Stopwatch:

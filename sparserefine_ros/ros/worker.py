@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker thread with one-slot mailboxes: the newest frame wins, and the cameras take turns.
 
+Frames of several cameras that wait at the same time, or nearly so, may be processed together.
+
 Every frame is accounted for: at every instant, for each mailbox,
 `received == processed + dropped + rejected + in_flight`.
 """
@@ -11,7 +13,7 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
@@ -20,6 +22,11 @@ from sparserefine_ros.errors import ImageError, ModelOutputError
 from sparserefine_ros.ros.rhythm import Rhythm
 
 T = TypeVar("T")
+
+# Ends the processing of one item. Returns None when it was processed, or the reason why it counts
+# as dropped. What it raises rejects the item: ImageError under its `reason`, ModelOutputError under
+# "model_output", anything else under "internal".
+Finish = Callable[[], str | None]
 
 NEWER_FRAME: Final = "newer_frame"
 STOPPED: Final = "stopped"
@@ -114,16 +121,15 @@ class LatestWorker(Generic[T]):
     is served equally often whatever its rate.
 
     Args:
-        process: handles one item in the worker thread. Returns None when the item was processed,
-            or the reason under which it counts as dropped. What it raises rejects the item:
-            ImageError under its `reason`, ModelOutputError under "model_output", anything else
-            under "internal"; the thread goes on.
+        process: begins the work on items of different mailboxes, in the worker thread, and returns
+            for each of them, in order, what ends it. What it raises rejects them all, as a `Finish`
+            does one; the thread goes on.
         on_rejected: called in the worker thread with item, reason and error.
     """
 
     def __init__(
         self,
-        process: Callable[[T], str | None],
+        process: Callable[[Sequence[T]], Sequence[Finish]],
         *,
         on_rejected: Callable[[T, str, Exception], None],
     ) -> None:
@@ -134,13 +140,18 @@ class LatestWorker(Generic[T]):
         self._running = False
         self._mailboxes: dict[Hashable, _Mailbox[T]] = {}
         self._turns = 0
+        self._together = 1
 
-    def start(self) -> None:
-        """Start the thread; a started worker stays as it is."""
+    def start(self, *, together: int = 1) -> None:
+        """Start the thread; a started worker stays as it is.
+
+        Args:
+            together: items that are processed together, at most.
+        """
         with self._changed:
             if self._running:
                 return
-            self._running = True
+            self._running, self._together = True, together
             # A daemon, so that a model that never returns cannot keep the process alive.
             self._thread = threading.Thread(target=self._run, name="latest_frame", daemon=True)
             self._thread.start()
@@ -181,41 +192,54 @@ class LatestWorker(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                box = self._await_turn()
-                if box is None:
+                boxes = self._await_turn()
+                if not boxes:
                     return
-                item = box.slot.pop()
-                box.busy = 1
-                self._turns += 1
-                box.turn = self._turns
-            self._handle(item, box)
-            del item  # a frame is large: do not hold it while waiting for the next
+                items = [box.slot.pop() for box in boxes]
+                for box in boxes:
+                    box.busy = 1
+                    self._turns += 1
+                    box.turn = self._turns
+            self._handle(items, boxes)
+            del items  # frames are large: do not hold them while waiting for the next
 
-    def _await_turn(self) -> _Mailbox[T] | None:
-        """The mailbox to serve next; None when the worker was stopped."""
+    def _await_turn(self) -> list[_Mailbox[T]]:
+        """The mailboxes to serve next; none when the worker was stopped."""
         while self._running:
             waiting = [box for box in self._mailboxes.values() if box.slot]
             if not waiting:
                 self._changed.wait()
                 continue
-            box = min(waiting, key=lambda each: each.turn)
-            patience_s = box.rhythm.patience_s(time.monotonic())
+            waiting.sort(key=lambda each: each.turn)
+            patience_s = self._patience_s(waiting)
             if patience_s <= 0.0:
-                return box
+                return waiting[: self._together]
             self._changed.wait(patience_s)
-        return None
+        return []
 
-    def _handle(self, item: T, box: _Mailbox[T]) -> None:
+    def _patience_s(self, waiting: Sequence[_Mailbox[T]]) -> float:
+        """How long to wait for a newer frame, or for more of them; 0: not at all."""
+        now_s = time.monotonic()
+        patience_s = waiting[0].rhythm.patience_s(now_s)
+        if len(waiting) < self._together:
+            others = (box for box in self._mailboxes.values() if not box.slot)
+            patience_s = max([patience_s, *(box.rhythm.company_s(now_s) for box in others)])
+        return patience_s
+
+    def _handle(self, items: Sequence[T], boxes: Sequence[_Mailbox[T]]) -> None:
         start_s = time.monotonic()
         try:
-            dropped = self._process(item)
-        except ImageError as err:
-            self._reject(item, box, err.reason, err)
-        except ModelOutputError as err:
-            self._reject(item, box, MODEL_OUTPUT, err)
+            finishes = self._process(items)
         except Exception as err:
-            self._reject(item, box, INTERNAL, err)
-        else:
+            for item, box in zip(items, boxes, strict=True):
+                self._reject(item, box, err)
+            return
+        for item, box, finish in zip(items, boxes, finishes, strict=True):
+            try:
+                dropped = finish()
+            except Exception as err:
+                self._reject(item, box, err)
+                continue
             with self._changed:
                 box.busy = 0
                 box.rhythm.processed(time.monotonic() - start_s)
@@ -224,7 +248,8 @@ class LatestWorker(Generic[T]):
                 else:
                     box.dropped[dropped] += 1
 
-    def _reject(self, item: T, box: _Mailbox[T], reason: str, error: Exception) -> None:
+    def _reject(self, item: T, box: _Mailbox[T], error: Exception) -> None:
+        reason = _reason(error)
         with self._changed:
             box.busy = 0
             box.rejected[reason] += 1
@@ -233,3 +258,10 @@ class LatestWorker(Generic[T]):
             self._on_rejected(item, reason, error)
         except Exception:
             logging.getLogger(__name__).exception("reporting a rejected frame failed")
+
+
+def _reason(error: Exception) -> str:
+    """Under which a rejection is counted."""
+    if isinstance(error, ImageError):
+        return error.reason
+    return MODEL_OUTPUT if isinstance(error, ModelOutputError) else INTERNAL

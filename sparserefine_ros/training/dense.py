@@ -67,7 +67,7 @@ class DenseTask:
 
     def _network_input(self, image: NDArray[np.uint8]) -> Tensor:
         size = self.input.low_res_size((image.shape[0], image.shape[1]))
-        return torch.from_numpy(self._normaliser.image_to_nchw(resize_image(image, size)))
+        return torch.from_numpy(self._normaliser.images_to_nchw([resize_image(image, size)]))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross entropy at full resolution of the logits expanded as the pipeline expands them.

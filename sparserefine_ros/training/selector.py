@@ -77,7 +77,7 @@ class SelectorTask:
         counts = torch.from_numpy(count_labels(sample.labels, (height, width), self._classes))
         right = counts.gather(0, uncertainty.labels.long()[None])[0]
         labelled = counts.sum(0)
-        image = torch.from_numpy(self._normaliser.image_to_nchw(found.low_res_image))
+        image = torch.from_numpy(self._normaliser.images_to_nchw([found.low_res_image]))
         return _Evidence(image, logits[None], uncertainty.entropy[None], labelled - right, labelled)
 
     def collate(self, items: list[Sample]) -> list[Sample]:

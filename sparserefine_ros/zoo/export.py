@@ -34,13 +34,13 @@ def export_onnx(
     precision: Precision = "fp32",
     output: str = "logits",
 ) -> None:
-    """Write `module` as ONNX with input `image` [1, 3, h, w] and one output, free h and w.
+    """Write `module` as ONNX with input `image` [B, 3, h, w] and one output, free B, h and w.
 
     A `LadderNet` gets a second output, `features`. The module is in evaluation mode afterwards,
     and in half precision if that was asked for.
 
     Args:
-        module: takes float [1, 3, h, w], returns [1, C, h', w'].
+        module: takes float [B, 3, h, w], returns [B, C, h', w'].
         path: file to write; replaced only once it is whole.
         example_size: (h, w) used for tracing.
         precision: of weights, input and output.
@@ -53,7 +53,7 @@ def export_onnx(
     example = torch.zeros(1, 3, *example_size)
     if precision == "fp16":
         module, example = module.half(), example.half()
-    free = {2: "height", 3: "width"}
+    free = {0: "batch", 2: "height", 3: "width"}
     aside = path.with_suffix(".tmp")
     with warnings.catch_warnings():
         # The tracing exporter writes one self-contained file and needs no extra packages. What

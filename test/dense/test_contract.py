@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sparserefine_ros.errors import ModelOutputError
 
 CLASSES, FEATURES = 3, 5
 SIZE = (12, 20)
+IMAGES = [np.zeros((*SIZE, 3), np.uint8)]
 
 
 def make_contract(tiny_bundle: Path, *, features: str = "", **output: Any) -> Contract:
@@ -49,8 +51,8 @@ def test_equals_what_comes_down(tiny_bundle: Path, layout: str, stride: int, kin
     if kind == "probabilities":
         raw = raw.softmax(1 if layout == "NCHW" else 3)
     features = random_maps(FEATURES, 6, 7, layout=layout)
-    expected = contract.dense_output([raw.clone().numpy(), features.numpy()], SIZE)
-    found = contract.device_output([raw, features], SIZE)
+    expected = contract.dense_outputs([raw.clone().numpy(), features.numpy()], IMAGES)[0]
+    found = contract.device_outputs([raw, features], IMAGES)[0]
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
     assert found.features is not None
     assert expected.features is not None
@@ -58,9 +60,34 @@ def test_equals_what_comes_down(tiny_bundle: Path, layout: str, stride: int, kin
     assert found.logits.is_contiguous()
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_pictures_of_a_batch_are_as_if_alone(tiny_bundle: Path, layout: str, kind: str) -> None:
+    contract = make_contract(tiny_bundle, features=layout, layout=layout, stride=2, kind=kind)
+    batch = [
+        [
+            random_maps(CLASSES, 6, 10, layout=layout).roll(shift, 2).abs(),
+            random_maps(FEATURES, 3, 5, layout=layout).roll(shift, 2),
+        ]
+        for shift in range(3)
+    ]
+    alone = [contract.device_outputs(raw, IMAGES)[0] for raw in batch]
+    raw = [torch.cat(parts) for parts in zip(*batch, strict=True)]
+    on_gpu = contract.device_outputs(raw, 3 * IMAGES)
+    on_cpu = contract.dense_outputs([part.numpy() for part in raw], 3 * IMAGES)
+    for expected, *found in zip(alone, on_gpu, on_cpu, strict=True):
+        for each in found:
+            torch.testing.assert_close(each.logits, expected.logits, rtol=1e-5, atol=1e-5)
+            assert each.features is not None
+            assert expected.features is not None
+            assert torch.equal(each.features, expected.features)
+    with pytest.raises(ModelOutputError, match=r"expected dense output \[2, 3, h / 2"):
+        contract.device_outputs(raw, 2 * IMAGES)
+
+
 def test_half_precision_becomes_float32(tiny_bundle: Path) -> None:
     raw = random_maps(CLASSES, *SIZE).half()
-    found = make_contract(tiny_bundle, stride=1).device_output([raw], SIZE)
+    found = make_contract(tiny_bundle, stride=1).device_outputs([raw], IMAGES)[0]
     assert found.logits.dtype == torch.float32
     assert torch.equal(found.logits, raw[0].float())
 
@@ -69,14 +96,14 @@ class TestUnusable:
     def test_shapes(self, tiny_bundle: Path) -> None:
         contract = make_contract(tiny_bundle, stride=2)
         with pytest.raises(ModelOutputError, match=r"expected dense output \[1, 3, h / 2"):
-            contract.device_output([random_maps(4, 6, 10)], SIZE)
+            contract.device_outputs([random_maps(4, 6, 10)], IMAGES)
         with pytest.raises(ModelOutputError, match=r"12 x 20 / 2, got 12 x 20"):
-            contract.device_output([random_maps(3, *SIZE)], SIZE)
+            contract.device_outputs([random_maps(3, *SIZE)], IMAGES)
 
     def test_features(self, tiny_bundle: Path) -> None:
         contract = make_contract(tiny_bundle, stride=1, features="NCHW")
         with pytest.raises(ModelOutputError, match=r"expected dense features \[1, 5, rows"):
-            contract.device_output([random_maps(3, *SIZE), random_maps(4, 6, 10)], SIZE)
+            contract.device_outputs([random_maps(3, *SIZE), random_maps(4, 6, 10)], IMAGES)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("where", [0, 1])
@@ -85,4 +112,4 @@ class TestUnusable:
         raw = [random_maps(3, *SIZE), random_maps(5, 6, 10)]
         raw[where][0, 0, 0, 0] = value
         with pytest.raises(ModelOutputError, match="returned NaN or infinity"):
-            contract.device_output(raw, SIZE)
+            contract.device_outputs(raw, IMAGES)

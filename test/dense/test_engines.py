@@ -355,19 +355,49 @@ class TestBadModels:
             obtain(sealed_bundle(tmp_path), library, tmp_path / "engines")
 
 
+def sized(*sizes: tuple[int, int]) -> EngineOptions:
+    return EngineOptions(picture_sizes=sizes)
+
+
 class TestShapes:
     def test_one_size(self, bundle: Bundle) -> None:
-        assert network_shapes(bundle, ((75, 101),)) == ((1, 3, 36, 52),)
+        assert network_shapes(bundle, sized((75, 101))) == ((1, 3, 36, 52),)
 
     def test_a_range(self, bundle: Bundle, library: Library, tmp_path: Path) -> None:
         sizes = ((32, 40), (48, 64), (64, 80))
         shapes = ((1, 3, 16, 20), (1, 3, 24, 32), (1, 3, 32, 40))
-        assert network_shapes(bundle, sizes) == shapes
+        assert network_shapes(bundle, sized(*sizes)) == shapes
         engine = obtain(bundle, library, tmp_path, picture_sizes=sizes)
         assert engine.cached.record.key.shapes == shapes
 
+    def test_several_pictures_at_once(
+        self, library: Library, tmp_path: Path, bundle: Bundle
+    ) -> None:
+        sizes = ((32, 40), (48, 64), (64, 80))
+        one = network_shapes(bundle, EngineOptions(picture_sizes=PICTURE, max_batch=4))
+        assert [shape[0] for shape in one] == [1, 4, 4]
+        assert {shape[1:] for shape in one} == {(3, 24, 32)}
+        shapes = network_shapes(bundle, EngineOptions(picture_sizes=sizes, max_batch=2))
+        assert shapes == ((1, 3, 16, 20), (2, 3, 24, 32), (2, 3, 32, 40))
+        built = [
+            obtain(bundle, library, tmp_path, picture_sizes=PICTURE, max_batch=count).cached
+            for count in (1, 2)
+        ]
+        assert [engine.record.key.shapes[-1][0] for engine in built] == [1, 2]
+        assert len(built[0].data) > 0
+
+    def test_a_model_for_one_picture_gets_no_engine_for_more(
+        self, library: Library, tmp_path: Path
+    ) -> None:
+        write_pointwise_onnx(
+            tmp_path / "model.onnx", np.ones((3, 3)), np.ones(3), input_size=(8, 12)
+        )
+        bundle = sealed_bundle(tmp_path, size=[8, 12])
+        with pytest.raises(BundleError, match="a batch axis of 1 for max_batch 2"):
+            obtain(bundle, library, tmp_path / "engines", max_batch=2)
+
     def test_a_range_of_one_network_size_is_one_size(self, bundle: Bundle) -> None:
-        assert network_shapes(bundle, ((47, 64), (48, 64), (49, 64))) == ((1, 3, 24, 32),)
+        assert network_shapes(bundle, sized((47, 64), (48, 64), (49, 64))) == ((1, 3, 24, 32),)
 
     def test_a_fixed_bundle_in_nhwc(self, library: Library, tmp_path: Path) -> None:
         write_pointwise_onnx(
@@ -382,7 +412,7 @@ class TestShapes:
         dense = Bundle.open(folder).spec.dense.model_dump(mode="json", exclude_none=True)
         dense["input"] = {"size": [20, 28]}
         bundle = with_sections(folder, dense=dense)
-        assert network_shapes(bundle, PICTURE) == ((1, 3, 20, 28),)
+        assert network_shapes(bundle, sized(*PICTURE)) == ((1, 3, 20, 28),)
 
 
 def test_weights_in_a_second_file_are_refused(

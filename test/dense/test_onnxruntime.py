@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.dense.backends import BACKENDS
+from sparserefine_ros.dense.options import EngineOptions
 from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
 from sparserefine_ros.processor import available_cores
@@ -46,8 +47,9 @@ def hand_written(
     return seal_bundle(folder)
 
 
-def open_cpu(bundle: Bundle) -> Segmenter:
-    return open_segmenter(bundle, backend="auto", device="cpu", threads=1)
+def open_cpu(bundle: Bundle, max_batch: int = 1) -> Segmenter:
+    engine = EngineOptions(max_batch=max_batch)
+    return open_segmenter(bundle, backend="auto", device="cpu", threads=1, engine=engine)
 
 
 def expected_logits(
@@ -102,7 +104,7 @@ def test_channel_order_and_layouts(tmp_path: Path, taken: str, given: str, order
         given={"layout": given},
     )
     image = smooth_picture(20, 31)
-    logits = open_cpu(bundle)(image).logits
+    logits = open_cpu(bundle)([image])[0].logits
     assert logits.shape == (CLASSES, 20, 31)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected_logits(image, order=order), rtol=1e-4, atol=1e-4)
@@ -117,7 +119,7 @@ def test_output_kind_and_stride(tmp_path: Path, stride: int, kind: str) -> None:
     taken = {**FREE_SIZE, "std": [value * 9 for value in STD]}
     bundle = hand_written(tmp_path, taken=taken, given={"kind": kind, "stride": stride})
     image = smooth_picture(24, 32)
-    logits = open_cpu(bundle)(image).logits
+    logits = open_cpu(bundle)([image])[0].logits
     expected = expected_logits(image, stride=stride, softmax=softmax)
     assert logits.shape == (CLASSES, 24, 32)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
@@ -127,7 +129,7 @@ def test_sides_that_the_stride_does_not_divide(tmp_path: Path) -> None:
     write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS, stride=4)
     segment = open_cpu(hand_written(tmp_path, given={"stride": 4}))
     image = smooth_picture(26, 33)
-    logits = segment(image).logits
+    logits = segment([image])[0].logits
     assert logits.shape == (CLASSES, 26, 33)
     torch.testing.assert_close(logits, expected_logits(image, stride=4), rtol=1e-4, atol=1e-4)
 
@@ -135,7 +137,7 @@ def test_sides_that_the_stride_does_not_divide(tmp_path: Path) -> None:
 def test_certain_probabilities_become_finite_logits(tmp_path: Path) -> None:
     write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT * 1e4, BIAS, softmax=True)
     segment = open_cpu(hand_written(tmp_path, given={"kind": "probabilities"}))
-    logits = segment(smooth_picture(8, 8)).logits
+    logits = segment([smooth_picture(8, 8)])[0].logits
     assert logits.isfinite().all()
     assert logits.min().item() == pytest.approx(np.log(1e-10), rel=1e-5)
     assert logits.max().item() == pytest.approx(0.0, abs=1e-6)
@@ -144,10 +146,42 @@ def test_certain_probabilities_become_finite_logits(tmp_path: Path) -> None:
 def test_half_precision_model(tmp_path: Path) -> None:
     write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS, float_type=TensorProto.FLOAT16)
     image = smooth_picture(12, 10)
-    logits = open_cpu(hand_written(tmp_path))(image).logits
+    logits = open_cpu(hand_written(tmp_path))([image])[0].logits
     assert logits.dtype == torch.float32
     # Ten bits of mantissa on values up to about ten.
     torch.testing.assert_close(logits, expected_logits(image), rtol=5e-3, atol=2e-2)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+    def test_pictures_of_a_batch(self, tmp_path: Path, layout: str) -> None:
+        path = tmp_path / "model.onnx"
+        write_pointwise_onnx(path, WEIGHT, BIAS, batch="n", layout=layout, output_layout=layout)
+        taken, given = FREE_SIZE | {"layout": layout}, {"layout": layout}
+        bundle = hand_written(tmp_path, taken=taken, given=given)
+        segment = open_cpu(bundle, max_batch=3)
+        for count in (3, 1, 2):
+            images = [smooth_picture(9, 14, seed) for seed in range(count)]
+            found = segment(images)
+            assert len(found) == count
+            for image, each in zip(images, found, strict=True):
+                torch.testing.assert_close(
+                    each.logits, expected_logits(image), rtol=1e-4, atol=1e-4
+                )
+
+    def test_a_model_for_one_picture(self, tmp_path: Path) -> None:
+        write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS)
+        bundle = hand_written(tmp_path)
+        message = r"a batch axis of 1 for max_batch 2; export it .* or set max_batch to 1"
+        with pytest.raises(BundleError, match=message):
+            open_cpu(bundle, max_batch=2)
+
+    @pytest.mark.parametrize("max_batch", [1, 4])
+    def test_a_model_for_another_number(self, tmp_path: Path, max_batch: int) -> None:
+        write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS, batch=4)
+        message = f"got a batch axis of 4 for max_batch {max_batch}; export it with a free batch"
+        with pytest.raises(BundleError, match=message):
+            open_cpu(hand_written(tmp_path), max_batch=max_batch)
 
 
 class TestInputSize:
@@ -156,7 +190,7 @@ class TestInputSize:
         bundle = hand_written(tmp_path, taken={"size": [16, 24], "mean": MEAN, "std": STD})
         image = smooth_picture(16, 24)
         torch.testing.assert_close(
-            open_cpu(bundle)(image).logits, expected_logits(image), rtol=1e-4, atol=1e-4
+            open_cpu(bundle)([image])[0].logits, expected_logits(image), rtol=1e-4, atol=1e-4
         )
 
     def test_fixed_nhwc(self, tmp_path: Path) -> None:
@@ -164,7 +198,7 @@ class TestInputSize:
             tmp_path / "model.onnx", WEIGHT, BIAS, input_size=(16, 24), layout="NHWC"
         )
         bundle = hand_written(tmp_path, taken={"size": [16, 24], "layout": "NHWC"})
-        assert open_cpu(bundle)(smooth_picture(16, 24)).size == (16, 24)
+        assert open_cpu(bundle)([smooth_picture(16, 24)])[0].size == (16, 24)
 
     def test_free_serves_any_size(self, tmp_path: Path) -> None:
         write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS)
@@ -172,13 +206,13 @@ class TestInputSize:
         for size in ((8, 9), (31, 17), (8, 9), (1, 1)):
             image = smooth_picture(*size)
             torch.testing.assert_close(
-                segment(image).logits, expected_logits(image), rtol=1e-4, atol=1e-4
+                segment([image])[0].logits, expected_logits(image), rtol=1e-4, atol=1e-4
             )
 
     def test_one_free_side(self, tmp_path: Path) -> None:
         write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS, input_size=(16, "w"))
         bundle = hand_written(tmp_path, taken={"size": [16, 24]})
-        assert open_cpu(bundle)(smooth_picture(16, 24)).size == (16, 24)
+        assert open_cpu(bundle)([smooth_picture(16, 24)])[0].size == (16, 24)
 
     @pytest.mark.parametrize("taken", [{"size": [24, 16]}, {"scale": 0.5}])
     def test_contradiction_names_the_right_size(
@@ -213,11 +247,11 @@ class TestClasses:
         ]
         save_graph(tmp_path / "model.onnx", nodes, given=[1, "c", "h", "w"], zero=[0], one=[1])
         segment = open_cpu(hand_written(tmp_path))
-        assert segment(smooth_picture(4, 9)).logits.shape == (4, 4, 9)
+        assert segment([smooth_picture(4, 9)])[0].logits.shape == (4, 4, 9)
         message = r"expected dense output \[1, 4, h / 1, w / 1\] .* got \[1, 5, 5, 9\]"
         with pytest.raises(ModelOutputError, match=message):
-            segment(smooth_picture(5, 9))
-        assert segment(smooth_picture(4, 9)).logits.shape == (4, 4, 9)
+            segment([smooth_picture(5, 9)])
+        assert segment([smooth_picture(4, 9)])[0].logits.shape == (4, 4, 9)
 
     def test_wrong_stride(self, tmp_path: Path) -> None:
         write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS, stride=4)
@@ -225,7 +259,7 @@ class TestClasses:
         with pytest.raises(
             ModelOutputError, match=r"32 x 16 / 2, got 8 x 4; correct output.stride"
         ):
-            segment(smooth_picture(32, 16))
+            segment([smooth_picture(32, 16)])
 
     def test_label_maps_are_not_logits(self, tmp_path: Path) -> None:
         save_graph(
@@ -247,7 +281,7 @@ class TestBadModels:
         write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, bias)
         segment = open_cpu(hand_written(tmp_path))
         with pytest.raises(ModelOutputError, match="returned NaN or infinity; check its weights"):
-            segment(smooth_picture(8, 9))
+            segment([smooth_picture(8, 9)])
 
     def test_recovers_after_a_bad_frame(self, tmp_path: Path) -> None:
         nodes = [
@@ -260,17 +294,17 @@ class TestBadModels:
         plain = {"scale": 0.5, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
         segment = open_cpu(hand_written(tmp_path, taken=plain))
         white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
-        assert (segment(white).logits == 1).all()
+        assert (segment([white])[0].logits == 1).all()
         with pytest.raises(ModelOutputError):
-            segment(black)
-        assert (segment(white).logits == 1).all()
+            segment([black])
+        assert (segment([white])[0].logits == 1).all()
 
     def test_a_model_that_fails_while_running(self, tmp_path: Path) -> None:
         reshape = helper.make_node("Reshape", ["pixels", "shape"], ["scores"])
         save_graph(tmp_path / "model.onnx", [reshape], given=[1, 4, 3, 5], shape=[1, 4, 3, 5])
         segment = open_cpu(hand_written(tmp_path))
         with pytest.raises(ModelOutputError, match="the dense model failed: "):
-            segment(smooth_picture(8, 9))
+            segment([smooth_picture(8, 9)])
 
     def test_garbage(self, tmp_path: Path) -> None:
         (tmp_path / "model.onnx").write_bytes(b"this is no model")
@@ -305,7 +339,7 @@ class TestBadModels:
                 open_cpu(bundle)
         image = smooth_picture(6, 7)
         scores, auxiliary = (
-            open_cpu(hand_written(tmp_path, given={"name": name}))(image).logits
+            open_cpu(hand_written(tmp_path, given={"name": name}))([image])[0].logits
             for name in ("scores", "auxiliary")
         )
         torch.testing.assert_close(auxiliary, -scores)
@@ -353,7 +387,7 @@ class TestFeatures:
 
     def test_come_at_the_models_own_size(self, tmp_path: Path) -> None:
         image = smooth_picture(20, 28)
-        dense = open_cpu(self.bundle(tmp_path, inputs=["features", "rgb"]))(image)
+        dense = open_cpu(self.bundle(tmp_path, inputs=["features", "rgb"]))([image])[0]
         assert dense.features is not None
         assert dense.features.shape == (CLASSES, 10, 14)
         enlarged = torch.nn.functional.interpolate(
@@ -363,7 +397,7 @@ class TestFeatures:
 
     def test_are_left_out_where_nobody_uses_them(self, tmp_path: Path) -> None:
         bundle = self.bundle(tmp_path, inputs=["rgb"], channels=7)
-        assert open_cpu(bundle)(smooth_picture(20, 28)).features is None
+        assert open_cpu(bundle)([smooth_picture(20, 28)])[0].features is None
 
     def test_wrong_number_of_channels(self, tmp_path: Path) -> None:
         bundle = self.bundle(tmp_path, inputs=["features"], channels=7)

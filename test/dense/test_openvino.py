@@ -26,7 +26,7 @@ def run(
 ) -> list[DenseOutput]:
     engine = EngineOptions(precision)
     segment = open_segmenter(bundle, backend=backend, device="cpu", threads=1, engine=engine)
-    return [segment(smooth_picture(*size)) for size in sizes]
+    return [segment([smooth_picture(*size)])[0] for size in sizes]
 
 
 def test_the_shipped_model_at_sizes_that_change() -> None:
@@ -77,10 +77,25 @@ def test_bfloat16_rounds_and_says_so() -> None:
 
 def test_results_do_not_change_when_the_next_picture_comes() -> None:
     segment = open_segmenter(Bundle.open(STREET), backend="openvino", device="cpu", threads=1)
-    first = segment(smooth_picture(36, 52))
+    first = segment([smooth_picture(36, 52)])[0]
     kept = first.logits.clone()
-    segment(smooth_picture(36, 52, seed=5))
+    segment([smooth_picture(36, 52, seed=5)])
     assert torch.equal(first.logits, kept)
+
+
+def test_pictures_of_a_batch() -> None:
+    segment = open_segmenter(
+        Bundle.open(STREET),
+        backend="openvino",
+        device="cpu",
+        threads=1,
+        engine=EngineOptions(max_batch=3),
+    )
+    images = [smooth_picture(36, 52, seed) for seed in range(3)]
+    alone = [segment([image])[0] for image in images]
+    for expected, found in zip(alone, segment(images), strict=True):
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.features, expected.features, rtol=1e-3, atol=1e-3)
 
 
 def test_bad_models_are_told(tmp_path: Path) -> None:

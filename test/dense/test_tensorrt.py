@@ -76,7 +76,7 @@ def test_labels_are_those_of_onnx_runtime(flavour: str, precision: str, tmp_path
     segment, reference = open_engine(flavour, tmp_path, precision=precision), open_reference()
     for seed in range(4):  # the second and later runs replay a CUDA graph
         image = smooth_picture(128, 192, seed)
-        found, expected = segment(image), reference(image)
+        found, expected = segment([image])[0], reference([image])[0]
         assert found.logits.shape == expected.logits.shape
         assert found.features is not None
         assert expected.features is not None
@@ -94,18 +94,18 @@ def test_a_range_of_sizes(flavour: str, tmp_path: Path) -> None:
     reference = open_reference()
     for size in ((64, 96), (128, 256), (100, 200), (64, 96)):
         image = smooth_picture(*size)
-        found, expected = segment(image).logits, reference(image).logits
+        found, expected = segment([image])[0].logits, reference([image])[0].logits
         np.testing.assert_array_equal(found.shape, expected.shape)
         assert (found.argmax(0) == expected.argmax(0)).float().mean().item() >= 0.995
     with pytest.raises(ModelOutputError, match="give picture_sizes that hold it"):
-        segment(smooth_picture(256, 512))
-    assert segment(smooth_picture(64, 96)).size == (64, 96)
+        segment([smooth_picture(256, 512)])
+    assert segment([smooth_picture(64, 96)])[0].size == (64, 96)
 
 
 @needs_gpu
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_second_start_takes_the_engine_from_the_cache(flavour: str, tmp_path: Path) -> None:
     image = smooth_picture(128, 192)
-    first = open_engine(flavour, tmp_path)(image).logits
-    second = open_engine(flavour, tmp_path, build=False)(image).logits
+    first = open_engine(flavour, tmp_path)([image])[0].logits
+    second = open_engine(flavour, tmp_path, build=False)([image])[0].logits
     torch.testing.assert_close(first, second)

@@ -61,6 +61,7 @@ class FakePipeline:
         self.error: Exception | None = None
         self.asked: list[frozenset[Map]] = []
         self.deadlines_ms: list[float | None] = []
+        self.batches: list[int] = []
         self.backends = {"dense": "fake", "sparse": "fake"}
         self.selector = EntropySelector(0.6, 1000)
         self.bundle = fake_bundle()
@@ -69,8 +70,17 @@ class FakePipeline:
     entropy_threshold = Pipeline.entropy_threshold
     max_refined_pixels = Pipeline.max_refined_pixels
 
-    def __call__(
-        self, image: np.ndarray, maps: frozenset[Map], *, time_left_ms: float | None = None
+    def look(self, images: Sequence[np.ndarray]) -> list[Any]:
+        self.batches.append(len(images))
+        return [SimpleNamespace(batch=len(images)) for _ in images]
+
+    def refine(
+        self,
+        image: np.ndarray,
+        found: Any,
+        maps: frozenset[Map],
+        *,
+        time_left_ms: float | None = None,
     ) -> Prediction:
         self.asked.append(maps)
         self.deadlines_ms.append(time_left_ms)
@@ -94,6 +104,7 @@ class FakePipeline:
             budget_hit=True,
             affordable_pixels=None if time_left_ms is None else max(0, int(100 * time_left_ms)),
             unrefined="",
+            batch=found.batch,
             times=StageTimes(dict.fromkeys(STAGES, 1.5)),
         )
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import make_tiny_bundle, with_sections
 
+from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.options import EngineOptions, Progress, Report, silent
 from sparserefine_ros.errors import BackendError, BundleError, ConfigurationError
 from sparserefine_ros.pipeline import PipelineOptions
-from sparserefine_ros.ros.loading import Model, load_model, load_while
+from sparserefine_ros.ros.bench import node_parameters
+from sparserefine_ros.ros.loading import Model, _pipeline_options, load_model, load_while
 from sparserefine_ros.ros.parameters import NodeParameters
 
 
@@ -32,6 +34,24 @@ def test_threshold_and_budget_of_bundle_or_parameter(tiny_bundle: Path) -> None:
     assert (model.pipeline.entropy_threshold, model.pipeline.max_refined_pixels) == (0.25, 9)
     model.apply(parameters)
     assert (model.pipeline.entropy_threshold, model.pipeline.max_refined_pixels) == (1.0, 0)
+
+
+def test_a_benchmark_gives_its_node_all_options(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = PipelineOptions(
+        backend="onnxruntime",
+        sparse_backend="pytorch",
+        threads=3,
+        engine=EngineOptions("fp16", tmp_path, False, ((48, 64), (96, 128), (192, 256)), 4),
+        entropy_threshold=0.5,
+        max_refined_pixels=77,
+    )
+    given = node_parameters(Bundle.open(tiny_bundle), options)
+    parameters = NodeParameters(**given)  # type: ignore[arg-type]
+    expected = dataclasses.replace(options, entropy_threshold=None, max_refined_pixels=None)
+    assert _pipeline_options(parameters) == expected
+    assert (parameters.entropy_threshold, parameters.max_refined_pixels) == (0.5, 77)
+    plain = NodeParameters(**node_parameters(Bundle.open(tiny_bundle), PipelineOptions()))  # type: ignore[arg-type]
+    assert _pipeline_options(plain) == PipelineOptions()
 
 
 def test_a_threshold_no_class_count_allows_is_refused(tiny_bundle: Path) -> None:

@@ -135,7 +135,7 @@ def test_life_cycle_can_be_cycled(stage: Stage, peer: Peer, picture: np.ndarray)
     node = make_fake_node(stage, FakePipeline(), autostart=False)
     threads = threading.active_count()
     client = peer.create_client(ChangeState, "segment/change_state")
-    assert client.wait_for_service(5.0)
+    assert client.wait_for_service(30.0)
 
     def transit(transition: int) -> bool:
         future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))

@@ -76,6 +76,63 @@ def test_cameras_are_served_equally_under_overload(stage: Stage, peer: Peer) -> 
         assert counts.received == counts.processed + dropped + rejected
 
 
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_frames_that_coincide_share_a_batch(stage: Stage, peer: Peer, max_batch: int) -> None:
+    open_cameras(peer)
+    names = ("front/labels", "rear/labels")
+    peer.watch(*names)
+    pipeline = FakePipeline(0.02)
+    node = make_fake_node(
+        stage,
+        pipeline,
+        image_topics=TOPICS,
+        max_batch=max_batch,
+        diagnostics_period_s=0.05,
+    )
+    wait_until(lambda: peer.connected(node, names), "connections")
+    start_s = time.monotonic()
+    for index in range(20):
+        time.sleep(max(0.0, start_s + index * 0.06 - time.monotonic()))
+        for red, topic in zip((100, 200), TOPICS, strict=True):
+            peer.send(picture_message(red, index + 1), topic)
+    wait_until(lambda: node.counts.in_flight == 0, "the last frame")
+    assert sum(pipeline.batches) == node.counts.processed
+    assert max(pipeline.batches) == max_batch
+    for name, label in zip(names, (1, 2), strict=True):
+        wait_until(
+            lambda each=name: (
+                len(peer.received[each]) == node.counts_of(each.partition("/")[0]).processed
+            ),
+            "the last labels",
+        )
+        assert all(set(message.data) == {label} for message in peer.received[name])
+    if max_batch == 2:
+        # After two frames each the node knows when to expect the other camera.
+        assert pipeline.batches.count(2) >= 12
+        wait_until(lambda: peer.status("segment: camera rear").get("batch.last"), "diagnostics")
+        assert float(peer.status("segment: camera rear")["batch.mean"]) > 1.5
+
+
+def test_one_unusable_frame_of_a_batch(stage: Stage, peer: Peer) -> None:
+    open_cameras(peer)
+    names = ("front/labels", "rear/labels")
+    peer.watch(*names)
+    pipeline = FakePipeline(0.1)
+    node = make_fake_node(stage, pipeline, image_topics=TOPICS, max_batch=2)
+    wait_until(lambda: peer.connected(node, names), "connections")
+    peer.send(picture_message(100, 1), TOPICS[0])
+    wait_until(lambda: pipeline.batches == [1], "the first frame")
+    broken = picture_message(200, 2)
+    broken.step = 7
+    peer.send(picture_message(100, 2), TOPICS[0])
+    peer.send(broken, TOPICS[1])
+    wait_until(lambda: node.counts.received == 3, "all frames")
+    wait_until(lambda: node.counts.in_flight == 0, "the last frame")
+    assert pipeline.batches == [1, 1]
+    assert node.counts_of("front").processed == 2
+    assert node.counts_of("rear").rejected == {"step": 1}
+
+
 def test_a_camera_that_stops_is_said_and_the_other_goes_on(stage: Stage, peer: Peer) -> None:
     open_cameras(peer)
     peer.watch("front/labels")

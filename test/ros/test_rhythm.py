@@ -47,6 +47,25 @@ def test_a_slow_camera_is_not_waited_for() -> None:
     assert rhythm(0.5, 0.3).patience_s(10.3) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("now_s", "company_s"),
+    [
+        (10.022, 0.0),  # due in 11 ms
+        (10.024, 0.019),
+        (10.033, 0.010),
+        (10.042, 0.001),
+        (10.044, 0.0),  # it should have come
+    ],
+)
+def test_company_is_worth_a_few_milliseconds(now_s: float, company_s: float) -> None:
+    assert rhythm(0.033, 0.3).company_s(now_s) == pytest.approx(company_s, abs=1e-4)
+
+
+def test_company_is_worth_no_more_than_a_share_of_the_work() -> None:
+    assert rhythm(0.033, 0.02).company_s(10.027) == 0.0
+    assert rhythm(0.033, 0.02).company_s(10.030) == pytest.approx(0.008)
+
+
 def test_without_two_arrivals_there_is_no_rhythm() -> None:
     single = Rhythm()
     assert single.patience_s(10.0) == 0.0
@@ -57,3 +76,4 @@ def test_without_two_arrivals_there_is_no_rhythm() -> None:
     known.forget()
     known.arrived(10.0)
     assert known.patience_s(10.03) == 0.0
+    assert known.company_s(10.03) == single.company_s(10.03) == 0.0

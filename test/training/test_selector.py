@@ -78,7 +78,7 @@ def test_loss_equals_the_definition_at_full_resolution(dense: Bundle) -> None:
     total, labelled = 0.0, 0
     for item in items:
         low_res_image = resize_image(item.image, (16, 23))
-        logits = segment(low_res_image).logits
+        logits = segment([low_res_image])[0].logits
         spec = dense.spec.dense.input
         image = torch.from_numpy((low_res_image - np.array(spec.mean)) / np.array(spec.std))
         entropy = measure_uncertainty(logits).entropy
@@ -108,7 +108,7 @@ def test_leaves_a_bundle_that_finds_more_than_chance(dense: Bundle, tmp_path: Pa
     for sample in iterate(open_dataset(DATA, "val")):
         size = bundle.spec.dense.input.low_res_size((50, 66))
         low_res_image = resize_image(sample.image, size)
-        output = segment(low_res_image)
+        output = segment([low_res_image])[0]
         selection = selector(low_res_image, output, measure_uncertainty(output.logits), (50, 66))
         labels = expand_map(output.logits.argmax(0).numpy(), (50, 66))
         wrong = (labels != sample.labels) & (sample.labels != 255)

@@ -64,6 +64,17 @@ def run_onnx(bundle: Bundle, image: Tensor) -> Tensor:
     return torch.from_numpy(session.run([bundle.spec.dense.output.name], {"image": given})[0])
 
 
+@pytest.mark.parametrize("name", ["hrnet", "segnext", "segformer", "ladder", "mask2former"])
+def test_pictures_of_a_batch(name: str, tmp_path: Path) -> None:
+    options = ExportOptions(size=(64, 96))
+    bundle = export_bundle(make_network(name), CLASSES, tmp_path / "mine", options, **GIVEN)
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    together = run_onnx(bundle, images)
+    for image, found in zip(images, together, strict=True):
+        expected = run_onnx(bundle, image[None])[0]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+
+
 @pytest.mark.parametrize("name", ["hrnet", "segnext", "segformer", "ladder"])
 def test_onnx_equals_the_network_at_free_sizes(name: str, tmp_path: Path) -> None:
     network = make_network(name)
@@ -128,7 +139,7 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
     assert found.dtype == torch.float16
     assert (found.float() - expected).abs().max() < 0.03 * expected.abs().max()
     session = onnxruntime.InferenceSession(str(bundle.path(bundle.spec.dense.file)))
-    assert session.get_inputs()[0].shape == [1, 3, 64, 96]
+    assert session.get_inputs()[0].shape == ["batch", 3, 64, 96]
     Pipeline(bundle)(smooth_picture(75, 101))
 
 
