@@ -56,6 +56,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     sparse.add_argument("--unet", action="append", help="bundle, small or reference")
     sparse.add_argument("--density", action="append", type=float, help="share of pixels")
     sparse.add_argument("--engine", action="append", help="an engine, or training")
+    sparse.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     sparse.add_argument("--threads", type=int, default=0, help="0 for one per core")
     sparse.set_defaults(command=_sparse)
     for parser in (pipeline, node, cameras, rim, deadline):
@@ -123,6 +124,7 @@ def _sparse(options: argparse.Namespace) -> None:
         unets=options.unet or UNETS,
         densities=options.density or DENSITIES,
         engines=options.engine,
+        device=options.device,
         threads=options.threads,
     )
     _tell(options, [figures])

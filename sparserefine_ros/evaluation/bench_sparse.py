@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timings of the sparse UNet on realistic masks, engine against engine in one run.
 
-Outputs are compared before anything is timed. Training is timed too: forwards and backwards of the
-trainable network, on the compiled kernels and on PyTorch.
+On the CPU or on a GPU; outputs are compared before anything is timed. Training is timed too:
+forwards and backwards of the trainable network, on our kernels and on PyTorch.
 
 Shape legend: N sites of the finest level; C classes.
 """
@@ -10,44 +10,41 @@ Shape legend: N sites of the finest level; C classes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
-
-import torch
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import BackendError, ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.cost import count_parameters
-from sparserefine_ros.evaluation.measure import (
-    Spread,
-    describe_machine,
-    forget_peak_memory,
-    measure_peak_gflops,
-    peak_memory_mb,
-    time_calls,
-)
+from sparserefine_ros.evaluation.measure import Spread
+from sparserefine_ros.evaluation.meters import Meter, open_meter
 from sparserefine_ros.evaluation.sparse_cases import (
     DENSITIES,
     SIZE,
     UNETS,
     Case,
     make_unet,
+    plan_maker,
     street_mask,
 )
-from sparserefine_ros.kernels.library import PYTORCH, VARIABLE, compiled_kernels
-from sparserefine_ros.processor import available_cores, multiplies_bfloat16
-from sparserefine_ros.sparse.engines import ENGINES, SparseEngine, open_engine, runs_on_gpu
-from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.kernels.library import PYTORCH, TRITON, VARIABLE, compiled_kernels
+from sparserefine_ros.processor import available_cores
+from sparserefine_ros.sparse.engines import (
+    ENGINES,
+    SparseEngine,
+    has_triton,
+    needs_cpu,
+    open_engine,
+)
 from sparserefine_ros.sparse.unet import SparseUNet
 
 TRAINING: Final = "training"
 
-# Float32 in another order of summation, over up to 60 layers; and products of bfloat16.
+# Float32 in another order of summation, over up to 60 layers; and products in half precision.
 _LARGEST_ERROR: Final = 1e-4
-_LARGEST_BFLOAT16_ERROR: Final = 2e-2
+_LARGEST_HALF_ERROR: Final = 2e-2
 # PyTorch keeps what lies between the products in bfloat16, too.
 _LARGEST_ERROR_OF: Final = {"dense-bfloat16": 1e-1}
 
@@ -67,8 +64,8 @@ class EngineTime:
         gflops: billions of operations per second; two for each multiplication of an existing pair.
         peak_share: the same over what the fastest matrix product of this machine reaches in the
             engine's precision, or in float32 where it lacks that.
-        memory_mb: largest resident size of the process during the calls, over the size before the
-            engine was opened.
+        memory_mb: most memory in use during the calls, over that before the engine was opened: of
+            the process, or on a GPU of PyTorch's allocator.
     """
 
     engine: str
@@ -88,7 +85,7 @@ class SparseFigures:
     """One benchmark run.
 
     Attributes:
-        machine: processor, cores, versions.
+        machine: processor or GPU, cores, versions.
         bundle: whose dense model drew the masks.
         peak_gflops: of the fastest matrix product measured, by precision.
         plan_ms: time of the plan, by name of the UNet and density in percent.
@@ -132,6 +129,7 @@ def bench_sparse(
     unets: Sequence[str] = UNETS,
     densities: Sequence[float] = DENSITIES,
     engines: Sequence[str] | None = None,
+    device: str = "cpu",
     threads: int = 0,
 ) -> SparseFigures:
     """Time engines on masks of a bundle's dense model.
@@ -141,20 +139,20 @@ def bench_sparse(
         unets: of `UNETS`.
         densities: shares of the picture.
         engines: of `sparserefine_ros.sparse.engines.ENGINES`, or "training"; None for all that are
-            installed and whose precision the processor has.
-        threads: 0 for one per available core.
+            installed, run on the device and compute in what it multiplies itself.
+        device: "cpu", "cuda" or "cuda:N".
+        threads: on the CPU; 0 for one per available core.
 
     Raises:
         ConfigurationError: no such UNet, or an impossible density.
-        BackendError: no such engine, or it is not installed.
+        BackendError: no such engine or device, or it is not installed.
         SparseRefineError: an engine's result differs from the training network's.
     """
     _check(unets, densities)
-    installed, missing = _installed()
+    meter = open_meter(device, threads)
+    installed, missing = _installed(meter)
     engines = engines or [*installed, TRAINING]
-    threads = threads or available_cores()
-    torch.set_num_threads(threads)
-    peaks = {name: measure_peak_gflops(dtype, threads) for name, dtype in _precisions().items()}
+    peaks = {name: meter.peak_gflops(dtype) for name, dtype in meter.precisions().items()}
     masks = {density: street_mask(bundle, density, SIZE, threads) for density in densities}
     plan_ms: dict[str, Spread] = {}
     parameters: dict[str, int] = {}
@@ -162,45 +160,48 @@ def bench_sparse(
     for name in unets:
         unet = make_unet(name, bundle)
         parameters[name] = count_parameters(unet)
-        for density, sites in masks.items():
+        for density, mask in masks.items():
             label = f"{name}, {density:.1%}"
-            plan = functools.partial(build_plan, sites, (1, *SIZE), unet.depth)
-            plan_ms[label] = time_calls(plan)[0]
+            plan = plan_maker(mask, unet.depth, meter.device)
+            plan_ms[label] = meter.time(plan)[0]
             case = Case(name, unet, density, plan())
             for engine in engines:
-                times += _measure(case, engine, threads, peaks)
+                times += _measure(case, engine, meter, threads, peaks)
                 print(f"{label}, {times[-1].engine}: {times[-1].ms.median:.1f} ms")
-    return SparseFigures(
-        describe_machine(), bundle.name, peaks, plan_ms, parameters, times, missing
-    )
-
-
-def _precisions() -> dict[str, torch.dtype]:
-    """What the processor multiplies itself."""
-    found = {"float32": torch.float32}
-    if multiplies_bfloat16(torch.device("cpu")):
-        found["bfloat16"] = torch.bfloat16
-    return found
+    return SparseFigures(meter.machine, bundle.name, peaks, plan_ms, parameters, times, missing)
 
 
 def _precision_of(engine: str) -> str:
-    return "bfloat16" if engine.endswith("bfloat16") else "float32"
+    """In which an engine multiplies."""
+    for name in ("bfloat16", "float16"):
+        if engine.endswith(name):
+            return name
+    return "float32"
 
 
-def _installed() -> tuple[list[str], list[str]]:
-    """Engines that are worth their time here, and why the others are not."""
-    probe = SparseUNet(1, 2, widths=(1,))
+def _installed(meter: Meter) -> tuple[list[str], list[str]]:
+    """Engines that are worth their time on a device, and why the others are not."""
+    probe, kind = SparseUNet(1, 2, widths=(1,)).to(meter.device), meter.device.type
     found, missing = [], []
     for name in ENGINES:
-        if not runs_on_gpu(name) and _precision_of(name) not in _precisions():
-            missing.append(f"not timed, for this processor lacks bfloat16: {name}")
-            continue
-        with contextlib.suppress(BackendError):
-            open_engine(name, probe, threads=1)
+        if kind != "cpu" and needs_cpu(name):
+            missing.append(f"not timed: {name}, for it runs on the CPU only")
+        elif reason := _why_not(name, probe):
+            missing.append(f"not timed: {name}, {reason}")
+        elif (precision := _precision_of(name)) not in meter.precisions():
+            missing.append(f"not timed: {name}, for this {kind} does not multiply {precision}")
+        else:
             found.append(name)
-            continue
-        missing.append(f"not timed, for it is not installed: {name}")
     return found, missing
+
+
+def _why_not(engine: str, probe: SparseUNet) -> str:
+    """Why an engine does not open; empty where it does."""
+    try:
+        open_engine(engine, probe, threads=1)
+    except BackendError as err:
+        return str(err)
+    return ""
 
 
 def _check(unets: Sequence[str], densities: Sequence[float]) -> None:
@@ -212,21 +213,23 @@ def _check(unets: Sequence[str], densities: Sequence[float]) -> None:
             raise ConfigurationError(f"expected a density above 0, at most 1, got {density}")
 
 
-def _measure(case: Case, engine: str, threads: int, peaks: dict[str, float]) -> list[EngineTime]:
+def _measure(
+    case: Case, engine: str, meter: Meter, threads: int, peaks: dict[str, float]
+) -> list[EngineTime]:
     if engine == TRAINING:
-        return _measure_training(case, peaks)
-    before = forget_peak_memory()
-    run = open_engine(engine, case.unet, threads=threads)
+        return _measure_training(case, meter, peaks)
+    before = meter.forget_memory()
+    run = open_engine(engine, case.unet, threads=threads or available_cores())
     error = _checked_error(case, engine, run)
-    ms, runs = time_calls(lambda: run(case.features, case.plan))
+    ms, runs = meter.time(lambda: run(case.features, case.plan))
     peak = peaks.get(_precision_of(engine), peaks["float32"])
-    return [_row(case, engine, ms, runs, error, case.flop, peak, before)]
+    memory_mb = meter.peak_memory_mb() - before
+    return [_row(case, engine, ms, runs, error, case.flop, peak, memory_mb)]
 
 
 def _checked_error(case: Case, engine: str, run: SparseEngine) -> float:
     error = case.error_of(run(case.features, case.plan))
-    half = _precision_of(engine) == "bfloat16"
-    usual = _LARGEST_BFLOAT16_ERROR if half else _LARGEST_ERROR
+    usual = _LARGEST_ERROR if _precision_of(engine) == "float32" else _LARGEST_HALF_ERROR
     largest = _LARGEST_ERROR_OF.get(engine, usual)
     if not error <= largest:
         raise SparseRefineError(
@@ -236,29 +239,37 @@ def _checked_error(case: Case, engine: str, run: SparseEngine) -> float:
     return error
 
 
-def _measure_training(case: Case, peaks: dict[str, float]) -> list[EngineTime]:
+def _measure_training(case: Case, meter: Meter, peaks: dict[str, float]) -> list[EngineTime]:
     """Forwards and backwards; the tests hold the gradients of both to an oracle."""
     rows = []
-    ways: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
-        "compiled": contextlib.nullcontext,
-        "pytorch": _without_kernels,
-    }
-    for name, way in ways.items():
-        if name == "compiled" and compiled_kernels() is None:
-            continue
-        before = forget_peak_memory()
-        with way():
-            ms, runs = time_calls(case.train_once)
+    for name, setting in _training_kernels(meter).items():
+        before = meter.forget_memory()
+        with _kernels_from(setting):
+            ms, runs = meter.time(case.train_once)
         title, peak = f"{TRAINING}, {name}", peaks["float32"]
-        rows.append(_row(case, title, ms, runs, 0.0, case.training_flop, peak, before))
+        memory_mb = meter.peak_memory_mb() - before
+        rows.append(_row(case, title, ms, runs, 0.0, case.training_flop, peak, memory_mb))
     return rows
 
 
+def _training_kernels(meter: Meter) -> dict[str, str | None]:
+    """What may compute the gradients, with the setting that chooses it; None for the default."""
+    found: dict[str, str | None] = {}
+    if meter.device.type == "cpu" and compiled_kernels() is not None:
+        found["compiled"] = None
+    if meter.device.type != "cpu" and has_triton():
+        found[TRITON] = TRITON
+    return {**found, PYTORCH: PYTORCH}
+
+
 @contextlib.contextmanager
-def _without_kernels() -> Iterator[None]:
-    """Everything runs on PyTorch."""
+def _kernels_from(setting: str | None) -> Iterator[None]:
+    """The kernels that training takes."""
+    if setting is None:
+        yield
+        return
     previous = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = PYTORCH
+    os.environ[VARIABLE] = setting
     compiled_kernels.cache_clear()
     try:
         yield
@@ -278,10 +289,10 @@ def _row(
     error: float,
     flop: int,
     peak: float,
-    resident_before: float,
+    memory_mb: float,
 ) -> EngineTime:
     gflops = flop / ms.median / 1e6
     return EngineTime(
         engine, case.name, case.sites / (SIZE[0] * SIZE[1]), case.sites, runs, ms, error, gflops,
-        gflops / peak, peak_memory_mb() - resident_before,
+        gflops / peak, memory_mb,
     )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark needs: repeated timing, peak memory, the machine, its fastest product."""
+"""What every benchmark needs: repeated timing, peak memory, the machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ import gc
 import json
 import platform
 import re
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
 
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.processor import available_cores
@@ -107,40 +103,6 @@ def _status_mb(field: str) -> float:
         return float("nan")
     found = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
     return int(found[1]) / 1024 if found else float("nan")
-
-
-def measure_peak_gflops(dtype: torch.dtype, threads: int) -> float:
-    """The fastest matrix product of PyTorch, and in float32 of ONNX Runtime, on this machine.
-
-    Medians, like everything it is compared with.
-    """
-    best = 0.0
-    name = str(dtype).removeprefix("torch.")
-    for side in tqdm((768, 1536, 2304), desc=f"matrix product, {name}", unit="size"):
-        for call in matrix_products(side, dtype, threads):
-            best = max(best, 2 * side**3 / time_calls(call)[0].median / 1e6)
-    return best
-
-
-def matrix_products(side: int, dtype: torch.dtype, threads: int) -> Iterator[Callable[[], object]]:
-    """Products of two square matrices."""
-    a, b, out = (torch.randn(side, side).to(dtype) for _ in range(3))
-    yield lambda: torch.mm(a, b, out=out)
-    if dtype != torch.float32:
-        return
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder) / "product.onnx"
-        linear = nn.Linear(side, side, bias=False)
-        torch.onnx.export(linear, (a,), str(path), dynamo=False, input_names=["a"])
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    yield lambda: session.run(None, {"a": a.numpy()})
 
 
 def write_figures(figures: Sequence[DataclassInstance], path: Path) -> None:

@@ -8,7 +8,8 @@ Shape legend: N sites of the finest level; C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -20,9 +21,11 @@ from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.evaluation.bench import street_pictures
 from sparserefine_ros.evaluation.cost import count_unet_macs
+from sparserefine_ros.records import Selection
 from sparserefine_ros.refiner import load_refiner
 from sparserefine_ros.selection import select_above
-from sparserefine_ros.sparse.plan import SparsePlan
+from sparserefine_ros.sparse.engines import has_triton
+from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
 
 SIZE: Final = (1024, 2048)
@@ -42,7 +45,7 @@ class Case:
 
     Attributes:
         name: of the UNet.
-        unet: in evaluation mode.
+        unet: in evaluation mode, on the plan's device, like features and logits.
         density: share of the picture that was asked for, 0 .. 1.
         plan: of the mask.
         sites: N.
@@ -52,14 +55,18 @@ class Case:
     """
 
     def __init__(self, name: str, unet: SparseUNet, density: float, plan: SparsePlan) -> None:
-        self.name, self.unet, self.density, self.plan = name, unet, density, plan
-        self.sites = plan.levels[0].count
+        self.name, self.density, self.plan = name, density, plan
+        self.sites, device = plan.levels[0].count, plan.levels[0].sites.device
         generator = torch.Generator().manual_seed(0)
         channels = unet.stem.kernel.shape[1]
-        self.features = torch.randn(self.sites, channels, generator=generator)
+        features = torch.randn(self.sites, channels, generator=generator)
         self.flop = 2 * count_unet_macs(unet, plan)
+        # What is expected of a GPU is computed on the CPU.
+        cpu = torch.device("cpu")
         with torch.inference_mode():
-            self.expected = unet(self.features, plan)
+            expected = unet.to(cpu)(features, plan.to(cpu))
+        self.unet, self.features = unet.to(device), features.to(device)
+        self.expected = expected.to(device)
 
     def error_of(self, logits: Tensor) -> float:
         """Rms difference over the rms of what was expected."""
@@ -106,9 +113,27 @@ def make_unet(name: str, bundle: Bundle) -> SparseUNet:
     return unet.eval()
 
 
-def street_mask(bundle: Bundle, density: float, size: tuple[int, int], threads: int) -> Tensor:
-    """Sites int64 [N] of the blocks of highest entropy."""
+def street_mask(bundle: Bundle, density: float, size: tuple[int, int], threads: int) -> Selection:
+    """The blocks of highest entropy."""
     (picture,) = street_pictures(size, count=1)
     entropy = open_dense_stage(bundle, threads=threads)(picture).uncertainty.entropy
     threshold = -1.0 if density >= 1.0 else float(np.quantile(entropy.numpy(), 1.0 - density))
-    return select_above(entropy, size, threshold=threshold).pixels
+    return select_above(entropy, size, threshold=threshold)
+
+
+def plan_maker(mask: Selection, depth: int, device: torch.device) -> Callable[[], SparsePlan]:
+    """What makes the plan of a mask, in the way of the pipeline.
+
+    Args:
+        mask: the sites.
+        depth: levels.
+        device: where the plan is wanted; on a GPU it comes from the mask at low resolution, where
+            Triton is installed, else from the sites.
+    """
+    if device.type != "cpu" and has_triton():
+        from sparserefine_ros.triton_kernels.topology import plan_from_mask
+
+        small = mask.low_res_mask.to(device)[None]
+        return functools.partial(plan_from_mask, small, depth, full_size=mask.full_size)
+    sites = mask.pixels.to(device)
+    return functools.partial(build_plan, sites, (1, *mask.full_size), depth)

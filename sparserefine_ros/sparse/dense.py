@@ -29,8 +29,9 @@ class GridUNet(nn.Module):
         self.stem = _conv(unet.stem)
         self.levels = _GridLevel(unet.levels)
         self.exit = _Activation(unet.norm)
-        self.head = nn.Conv2d(unet.head.in_features, unet.head.out_features, 1)
-        self.head.weight.data.copy_(unet.head.weight.detach()[:, :, None, None])
+        weight = unet.head.weight
+        self.head = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device=weight.device)
+        self.head.weight.data.copy_(weight.detach()[:, :, None, None])
         self.head.bias.data.copy_(unet.head.bias.detach())  # type: ignore[union-attr]
         self.requires_grad_(False)
 
@@ -64,7 +65,9 @@ class _GridBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if isinstance(block.shortcut, nn.Linear):
             weight = block.shortcut.weight.detach()
-            self.shortcut = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
+            self.shortcut = nn.Conv2d(
+                weight.shape[1], weight.shape[0], 1, bias=False, device=weight.device
+            )
             self.shortcut.weight.data.copy_(weight[:, :, None, None])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -112,7 +115,8 @@ def _blocks(blocks: nn.ModuleList) -> list[ResidualBlock]:
 
 def _conv(conv: SparseConv, *, stride: int = 1) -> nn.Conv2d:
     _, inputs, outputs = conv.kernel.shape
-    grid = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=2 - stride, bias=False)
+    padding, device = 2 - stride, conv.kernel.device
+    grid = nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False, device=device)
     # Taps are numbered with the row fastest.
     weight = conv.kernel.detach().view(3, 3, inputs, outputs).permute(3, 2, 1, 0)
     grid.weight.data.copy_(weight)
@@ -121,7 +125,8 @@ def _conv(conv: SparseConv, *, stride: int = 1) -> nn.Conv2d:
 
 def _transposed_conv(conv: SparseConv) -> nn.ConvTranspose2d:
     _, inputs, outputs = conv.kernel.shape
-    grid = nn.ConvTranspose2d(inputs, outputs, 3, stride=2, bias=False)
+    device = conv.kernel.device
+    grid = nn.ConvTranspose2d(inputs, outputs, 3, stride=2, bias=False, device=device)
     weight = conv.kernel.detach().view(3, 3, inputs, outputs).permute(2, 3, 1, 0)
     grid.weight.data.copy_(weight)
     return grid
@@ -130,7 +135,7 @@ def _transposed_conv(conv: SparseConv) -> nn.ConvTranspose2d:
 def mask_of(level: Level) -> Tensor:
     """Mask of a level, [B, 1, H, W]."""
     batch, height, width = level.grid
-    mask = torch.zeros(batch * height * width)
+    mask = torch.zeros(batch * height * width, device=level.sites.device)
     mask[level.sites] = 1.0
     return mask.view(batch, 1, height, width)
 

@@ -109,6 +109,11 @@ def runs_on_gpu(name: str) -> bool:
     return name.startswith(("triton", "torchsparse"))
 
 
+def needs_cpu(name: str) -> bool:
+    """Whether the engine of that name runs on the CPU only."""
+    return name.startswith("compiled") or name == "dense-onnxruntime"
+
+
 def choose_engine(name: str, device: str = "cpu") -> str:
     """The engine that a name stands for; "auto" takes the fastest that suits processor and device.
 

@@ -87,7 +87,7 @@ def _check_bounds(plan: SparsePlan) -> None:
 def _convolution(kind: Any, conv: SparseConv, *, key: str, **options: Any) -> Any:
     """A convolution of SpConv's with our weights; those that share a key share their table."""
     _, inputs, outputs = conv.kernel.shape
-    made = kind(inputs, outputs, 3, bias=False, indice_key=key, **options)
+    made = kind(inputs, outputs, 3, bias=False, indice_key=key, **options).to(conv.kernel.device)
     # Ours are numbered with the row tap fastest, SpConv's are [outputs, row, column, inputs].
     weight = conv.kernel.detach().view(3, 3, inputs, outputs).permute(3, 1, 0, 2)
     made.weight.data.copy_(weight)

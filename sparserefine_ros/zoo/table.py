@@ -139,7 +139,7 @@ def make_table(
         found, machine = _read_bench(path)
         latencies |= found
         machines += [machine] if machine not in machines else []
-    sites = street_mask(bundle, density, SIZE, threads=0)
+    sites = street_mask(bundle, density, SIZE, threads=0).pixels
     rows: list[TableRow] = []
     refiner_macs = {}
     for name in models:

@@ -13,8 +13,9 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.cli import main
 from sparserefine_ros.errors import BackendError, ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation import bench_sparse as module
-from sparserefine_ros.evaluation import measure
+from sparserefine_ros.evaluation import measure, meters
 from sparserefine_ros.evaluation.bench_sparse import bench_sparse
+from sparserefine_ros.evaluation.meters import ProcessorMeter
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.sparse.engines import ENGINES
 from sparserefine_ros.sparse.native import NativeUNet
@@ -27,7 +28,7 @@ SIZE = (64, 96)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SIZE", SIZE)
     monkeypatch.setattr(measure, "_RUNS", 3)
-    monkeypatch.setattr(module, "measure_peak_gflops", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(ProcessorMeter, "peak_gflops", lambda meter, dtype: 100.0)
 
 
 def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -59,18 +60,18 @@ def test_every_installed_engine_on_every_case(tiny_bundle: Path, tmp_path: Path)
 def test_bfloat16_only_where_the_processor_multiplies_it(
     native: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: native)
+    monkeypatch.setattr(meters, "multiplies_bfloat16", lambda device: native)
     figures = bench_sparse(Bundle.open(tiny_bundle), unets=["bundle"], densities=[0.1], threads=1)
     assert ("bfloat16" in figures.peak_gflops) == native
     assert ("dense-bfloat16" in {row.engine for row in figures.times}) == native
-    lacks = "not timed, for this processor lacks bfloat16: dense-bfloat16"
+    lacks = "not timed: dense-bfloat16, for this cpu does not multiply bfloat16"
     assert (lacks in figures.missing) == (not native)
 
 
 def test_an_engine_in_bfloat16_on_demand(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(meters, "multiplies_bfloat16", lambda device: False)
     figures = bench_sparse(
         Bundle.open(tiny_bundle),
         unets=["bundle"], densities=[0.1], engines=["dense-bfloat16"], threads=1,
@@ -135,3 +136,44 @@ def test_training_counts_both_ways(tiny_bundle: Path) -> None:
     assert [row.engine for row in training][-1] == "training, pytorch"
     for row in training:
         assert 2.5 * flop < row.gflops * row.ms.median < 3.0 * flop
+
+
+class OtherDevice(ProcessorMeter):
+    """A device that is not the CPU, and computes nothing."""
+
+    device = torch.device("meta")
+
+    def precisions(self) -> dict[str, torch.dtype]:
+        return {"float32": torch.float32, "float16": torch.float16}
+
+
+def test_engines_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, missing = module._installed(OtherDevice())
+    assert {"pytorch", "dense"} <= set(found)
+    told = dict(line.removeprefix("not timed: ").split(", ", 1) for line in missing)
+    assert told.keys() | set(found) == set(ENGINES)
+    for name in ("compiled", "compiled-bfloat16", "dense-onnxruntime"):
+        assert told[name] == "for it runs on the CPU only"
+    assert told["dense-bfloat16"] == "for this meta does not multiply bfloat16"
+    monkeypatch.setattr(module, "has_triton", lambda: True)
+    assert list(module._training_kernels(OtherDevice())) == ["triton", "pytorch"]
+    monkeypatch.setattr(module, "has_triton", lambda: False)
+    assert list(module._training_kernels(OtherDevice())) == ["pytorch"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "sparse", "--bundle", str(tiny_bundle), "--device", "cuda"]
+    assert main(command) == 1
+    assert "expected an NVIDIA GPU (cuda) for the benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_every_engine_of_a_gpu(tiny_bundle: Path) -> None:
+    figures = bench_sparse(
+        Bundle.open(tiny_bundle), unets=["bundle", "small"], densities=[0.2], device="cuda"
+    )
+    engines = {row.engine for row in figures.times}
+    assert {"triton", "triton-float16", "pytorch", "dense", "training, triton"} <= engines
+    assert torch.cuda.get_device_name() in figures.machine
+    assert all(row.ms.median > 0.0 for row in figures.times)

@@ -46,8 +46,12 @@ def test_training(plan: SparsePlan, unet: SparseUNet) -> None:
         unet(features, plan)
 
 
-def test_inference(plan: SparsePlan, unet: SparseUNet) -> None:
-    engine = open_engine("auto", unet.eval(), threads=1)
-    assert isinstance(engine, NativeUNet)
+def test_auto(unet: SparseUNet) -> None:
+    assert isinstance(open_engine("auto", unet, threads=1), NativeUNet)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "dense", "dense-bfloat16"])
+def test_engines(name: str, plan: SparsePlan, unet: SparseUNet) -> None:
+    engine = open_engine(name, unet.eval(), threads=1)
     features = torch.zeros(plan.levels[0].count, INPUTS, device=ELSEWHERE)
     assert engine(features, plan.to(ELSEWHERE)).device == ELSEWHERE

@@ -64,7 +64,7 @@ def test_density_and_levels_change_the_refiners_macs() -> None:
     bundle = Bundle.open(find_bundle("street_small"))
     macs = []
     for density, widths in ((0.034, SIX_LEVELS), (0.118, SIX_LEVELS), (0.118, FIVE_LEVELS)):
-        plan = build_plan(street_mask(bundle, density, SIZE, 1), (1, *SIZE), len(widths))
+        plan = build_plan(street_mask(bundle, density, SIZE, 1).pixels, (1, *SIZE), len(widths))
         cost = count_reference_refiner(widths, plan, classes=19)
         macs.append(cost.macs)
     # Reference figures: 79.33 and 19.81 M before head and gate.
