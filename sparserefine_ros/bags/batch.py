@@ -68,7 +68,7 @@ def evaluate_bags(
         bags: at least one.
         out: folder for the results.
         bundle: what is run.
-        how: its engine options; 0 threads divide the cores among the jobs.
+        how: its engine options; 0 threads divide the cores among jobs and streams.
         options: what of each bag is evaluated.
         jobs: bags evaluated at the same time.
 
@@ -94,7 +94,8 @@ def evaluate_bags(
             "expected one bag with a folder of labels, got several; evaluate them one by one"
         )
     jobs = min(jobs, len(bags))
-    how = replace(how, threads=how.threads or max(1, available_cores() // jobs))
+    shares = jobs * options.streams
+    how = replace(how, threads=how.threads or max(1, available_cores() // shares))
     folders = [out] if len(bags) == 1 else [out / name for name in names]
     work = [
         Job(bag, folder, bundle, how, options) for bag, folder in zip(bags, folders, strict=True)

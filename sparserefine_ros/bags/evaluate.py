@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle run over a bag: every picture in order, scored where there are labels.
 
-Pictures are decoded ahead of the networks, scores and maps are made behind them, each in a thread.
+Pictures are decoded ahead of the networks, scores and maps are made behind them, each in a thread;
+several pictures may be segmented at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +21,7 @@ from sparserefine_ros.bags.desk import Desk
 from sparserefine_ros.bags.frames import BagFrame, BagFrames
 from sparserefine_ros.bags.labels import FolderLabels, Labels, NoLabels, TopicLabels
 from sparserefine_ros.bags.maps import WANTED, maps_folder
-from sparserefine_ros.bags.overlap import Behind, read_ahead
+from sparserefine_ros.bags.overlap import Behind, read_ahead, side_by_side
 from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.results import BagOptions, BagResult
 from sparserefine_ros.bags.topics import check_image_topic, choose_image_topic
@@ -28,7 +30,7 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.sample import Sample, checked_sample
 from sparserefine_ros.errors import BagError
 from sparserefine_ros.evaluation.evaluate import gather
-from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator
+from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator, Runs
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.records import IGNORED_LABEL
 
@@ -57,15 +59,15 @@ def evaluate_bag(
         frames = BagFrames(bag, topic, options.subset)
         labels = _open_labels(bag, topic, options)
         contest = Contest(bundle, how, counts_refiner_macs=False)
-        evaluator = FrameEvaluator(contest)
+        evaluators = [FrameEvaluator(contest) for _ in range(options.streams)]
         with contextlib.ExitStack() as closing:
             maps = None
             if options.maps:
                 opened = open_writer(maps_folder(folder), storage="mcap", compression="zstd")
                 maps = closing.enter_context(opened)
-            desk = Desk(evaluator, maps, options, frames=frames.counts.announced)
+            desk = Desk(evaluators[0], maps, options, frames=frames.counts.announced)
             start_s = time.perf_counter()
-            _run(frames, labels, evaluator, desk, limit=options.subset.limit)
+            _run(frames, labels, evaluators, desk, limit=options.subset.limit)
             seconds = time.perf_counter() - start_s
         if not desk.results:
             raise BagError(
@@ -87,6 +89,7 @@ def evaluate_bag(
             damage=bag.damage,
             worst=desk.worst(),
             seconds=seconds,
+            streams=options.streams,
         )
 
 
@@ -99,16 +102,30 @@ def _open_labels(bag: Bag, image_topic: str, options: BagOptions) -> Labels:
 
 
 def _run(
-    frames: BagFrames, labels: Labels, evaluator: FrameEvaluator, desk: Desk, *, limit: int
+    frames: BagFrames,
+    labels: Labels,
+    evaluators: Sequence[FrameEvaluator],
+    desk: Desk,
+    *,
+    limit: int,
 ) -> None:
-    classes = evaluator.pipeline.bundle.class_names
+    classes = len(evaluators[0].pipeline.bundle.class_names)
+    ways = [functools.partial(_segment, evaluator) for evaluator in evaluators]
     with (
-        contextlib.closing(read_ahead(_samples(frames, labels, len(classes)), _DEPTH)) as samples,
+        contextlib.closing(read_ahead(_samples(frames, labels, classes), _DEPTH)) as samples,
+        contextlib.closing(side_by_side(ways, samples)) as segmented,
         Behind(desk.take, _DEPTH) as behind,
     ):
         total = min(filter(None, (frames.counts.announced, limit)), default=0)
-        for frame, sample in tqdm(samples, total=total, unit="frame", desc="evaluating"):
-            behind.add((frame, sample, evaluator.run(sample, WANTED)))
+        for item in tqdm(segmented, total=total, unit="frame", desc="evaluating"):
+            behind.add(item)
+
+
+def _segment(
+    evaluator: FrameEvaluator, item: tuple[BagFrame, Sample]
+) -> tuple[BagFrame, Sample, Runs]:
+    frame, sample = item
+    return frame, sample, evaluator.run(sample, WANTED)
 
 
 def _samples(frames: BagFrames, labels: Labels, classes: int) -> Iterator[tuple[BagFrame, Sample]]:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading ahead and working behind: threads beside the one that runs the networks."""
+"""Reading ahead, working side by side and behind: threads that share the work on a bag."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 from typing_extensions import Self
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _END: Final = object()
 _POLL_S: Final = 0.1
@@ -54,6 +57,42 @@ def read_ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
         thread.join()
     if failed:
         raise failed[0]
+
+
+def side_by_side(
+    workers: Sequence[Callable[[T], R]], items: Iterable[T]
+) -> Generator[R, None, None]:
+    """Results in the order of the items, each from the worker that is free first.
+
+    Args:
+        workers: each works on one item at a time, in a thread; a single one in the caller's.
+        items: taken two for each worker ahead.
+    """
+    if len(workers) == 1:
+        yield from map(workers[0], items)
+        return
+    free: queue.SimpleQueue[Callable[[T], R]] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def work(item: T) -> R:
+        worker = free.get()
+        try:
+            return worker(item)
+        finally:
+            free.put(worker)
+
+    pending: collections.deque[Future[R]] = collections.deque()
+    pool = ThreadPoolExecutor(len(workers), "side_by_side")
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * len(workers):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Behind(Generic[T]):

@@ -17,7 +17,7 @@ from sparserefine_ros.records import Prediction
 
 @dataclass(frozen=True)
 class BagOptions:
-    """What of a bag is evaluated.
+    """What of a bag is evaluated, and how.
 
     Attributes:
         image_topic: the pictures; None for the only image topic.
@@ -26,9 +26,10 @@ class BagOptions:
         subset: which messages of the image topic.
         maps: whether labels, entropy, refined pixels and overlay are written as a bag.
         pictures: frames shown in the report, the worst first.
+        streams: pictures segmented at the same time, each by a copy of the models.
 
     Raises:
-        ConfigurationError: labels from two places, or a negative number of pictures.
+        ConfigurationError: labels from two places, a negative number of pictures, or no stream.
     """
 
     image_topic: str | None = None
@@ -37,6 +38,7 @@ class BagOptions:
     subset: Subset = ALL_FRAMES
     maps: bool = True
     pictures: int = 6
+    streams: int = 1
 
     def __post_init__(self) -> None:
         if self.label_topic is not None and self.label_folder is not None:
@@ -45,6 +47,8 @@ class BagOptions:
             )
         if self.pictures < 0:
             raise ConfigurationError(f"expected 0 or more pictures, got {self.pictures}")
+        if self.streams < 1:
+            raise ConfigurationError(f"expected 1 stream or more, got {self.streams}")
 
     @property
     def labelled(self) -> bool:
@@ -109,6 +113,7 @@ class BagResult:
         damage: what could not be read, in words.
         worst: frames to draw, the worst first.
         seconds: from the first picture to the last result.
+        streams: pictures that were segmented at the same time.
     """
 
     bag: str
@@ -121,3 +126,4 @@ class BagResult:
     damage: tuple[str, ...]
     worst: tuple[WorstFrame, ...]
     seconds: float
+    streams: int

@@ -81,6 +81,9 @@ def _add_evaluate(actions: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--limit", type=int, default=0, help="the first messages; 0 for all")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="only part I of N parts")
     parser.add_argument("--jobs", type=int, default=1, help="bags evaluated at the same time")
+    parser.add_argument(
+        "--streams", type=int, default=1, help="pictures of a bag segmented at the same time"
+    )
     add_pipeline_options(parser)
     parser.set_defaults(command=_evaluate)
 
@@ -99,6 +102,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         subset=Subset(options.limit, *parse_shard(options.shard)),
         maps=not options.no_maps,
         pictures=options.pictures,
+        streams=options.streams,
     )
     bundle, how = open_bundle(options), pipeline_options(options)
     out = options.out or Path(f"{options.bag[0].resolve().stem}_results")

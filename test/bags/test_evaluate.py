@@ -87,6 +87,17 @@ def test_two_runs_write_the_same_files(
     assert "latency" not in (results / "metrics.json").read_text()
 
 
+@pytest.mark.parametrize("streams", [2, 3])
+def test_several_streams_write_the_same_files(
+    streams: int, bag: Path, results: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    again = tmp_path / "drive"
+    evaluate_bags([bag], again, bundle, HOW, replace(LABELLED, streams=streams))
+    for name in ("metrics.json", "frames.csv", "maps/maps.mcap"):
+        assert (results / name).read_bytes() == (again / name).read_bytes(), name
+    assert json.loads((again / "timing.json").read_text())["streams"] == streams
+
+
 def test_frames_and_times_are_told_one_by_one(results: Path, bundle: Bundle) -> None:
     frames, times = rows(results / "frames.csv"), rows(results / "timing.csv")
     assert [row["stamp"] for row in frames] == [f"0.{k}00000000" for k in range(1, 6)]
@@ -281,6 +292,8 @@ def test_impossible_requests(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
         BagOptions(label_topic="/truth", label_folder=tmp_path)
     with pytest.raises(ConfigurationError, match="expected 0 or more pictures, got -1"):
         BagOptions(pictures=-1)
+    with pytest.raises(ConfigurationError, match="expected 1 stream or more, got 0"):
+        BagOptions(streams=0)
     with pytest.raises(BagError, match="expected the results of a bag in"):
         summarise([tmp_path], tmp_path)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sparserefine_ros.bags.overlap import Behind, read_ahead
+from sparserefine_ros.bags.overlap import Behind, read_ahead, side_by_side
 
 
 def wait_until_steady(values: list[int]) -> int:
@@ -55,6 +56,64 @@ def test_an_error_comes_in_its_turn() -> None:
     assert next(items) == 1
     with pytest.raises(ValueError, match="broken"):
         next(items)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_side_by_side_keep_the_order(workers: int) -> None:
+    busy, most, lock = [0] * workers, [0] * workers, threading.Lock()
+
+    def worker(index: int, item: int) -> int:
+        with lock:
+            busy[index] += 1
+            most[index] = max(most[index], busy[index])
+        time.sleep(0.01 if item % 3 else 0.03)
+        with lock:
+            busy[index] -= 1
+        return 2 * item
+
+    before = threading.active_count()
+    ways = [functools.partial(worker, index) for index in range(workers)]
+    assert list(side_by_side(ways, range(30))) == [2 * item for item in range(30)]
+    assert most == [1] * workers
+    assert threading.active_count() == before
+
+
+def test_workers_side_by_side_overlap() -> None:
+    meeting = threading.Barrier(2, timeout=10.0)
+
+    def worker(item: int) -> int:
+        meeting.wait()  # nobody gets past it alone
+        return item
+
+    assert list(side_by_side([worker, worker], range(6))) == list(range(6))
+
+
+def test_an_error_side_by_side_comes_in_its_turn_and_ends_the_rest() -> None:
+    taken: list[int] = []
+
+    def worker(item: int) -> int:
+        if item == 4:
+            raise ValueError("broken")
+        return item
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = side_by_side([worker, worker], source())
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="broken"):
+        next(results)
+    assert len(taken) <= 10
+
+
+def test_an_early_end_side_by_side_ends_the_threads() -> None:
+    before = threading.active_count()
+    results = side_by_side([abs, abs], itertools.count())
+    assert next(results) == 0
+    results.close()
+    assert threading.active_count() == before
 
 
 def test_work_is_done_in_order_before_the_block_ends() -> None:
