@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
@@ -23,10 +24,17 @@ from sparserefine_ros.kernels.library import Kernels
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 
-# G of Lavin and Gray (2016), section 4.1.
-_WINOGRAD: Final = torch.tensor(
-    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64
-)
+# Where `winograd.h` evaluates polynomials, beside infinity.
+_POINTS: Final = (0.0, 0.75, -0.75, 1.5, -1.5)
+
+
+def _winograd_matrix() -> Tensor:
+    """G of Lavin and Gray (2016), section 4, for our points: float64 [6, 3]."""
+    rows = []
+    for point in _POINTS:
+        scale = math.prod(point - other for other in _POINTS if other != point)
+        rows.append([1.0 / scale, point / scale, point**2 / scale])
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Weights:
         inputs = values.shape[1]
         grid = F.pad(values.detach().double(), (0, 0, 0, padded(inputs) - inputs))
         grid = grid.view(3, 3, *grid.shape[1:])
-        taps = torch.einsum("ac,bd,cdio->abio", _WINOGRAD, _WINOGRAD, grid).flatten(0, 1)
+        matrix = _winograd_matrix()
+        taps = torch.einsum("ac,bd,cdio->abio", matrix, matrix, grid).flatten(0, 1)
         return replace(cls.pack(taps, kernels), winograd=True)
 
 
@@ -188,7 +197,7 @@ class Convolver:
             bias: [pitch].
             residual: added to the sums; may be `raw`.
             rows: int64 [count], output rows; None for all in order.
-            tiles: int32 [tiles, 4], see `topology.find_tiles`; for Winograd's weights.
+            tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
         """
         assert tiles is not None or not any(weights.winograd for *_, weights in sources)
         listed = (_Source * len(sources))(

@@ -23,7 +23,7 @@ struct SrSource {
   int64_t taps;
   int64_t channels;  // words
   int64_t pairs;     // whether a word is two bfloat16
-  int64_t winograd;  // whether `weights` are those of `winograd.h`, with 16 taps; `taps` is 9 then
+  int64_t winograd;  // whether `weights` are those of `winograd.h`, with 36 taps; `taps` is 9 then
 };
 
 // max(0, scale * x + shift), written for whatever reads the result next; `out` null for none.
@@ -45,7 +45,7 @@ struct SrConvolution {
   int64_t raw_pitch;
   SrActivation activations[2];
   const int64_t *rows;   // [count] output rows; null for all in order
-  const int32_t *tiles;  // [tile_count, 4] of `winograd.h`; null without such a source
+  const int32_t *tiles;  // [tile_count, 16] of `winograd.h`; null without such a source
   int64_t tile_count;
   int64_t count;
   int64_t outputs;  // a multiple of 16
@@ -234,11 +234,10 @@ static void convolve_columns(const SrConvolution &c, const Rows &rows, int64_t c
 
 // Calls work.run<WIDTH>(column) for as many columns at a time as there are.
 template <typename Work>
-static inline void by_columns(int64_t outputs, const Work &work) {
-  int64_t column = 0;
-  for (; column + MOST_WIDTH * LANES <= outputs; column += MOST_WIDTH * LANES)
+static inline void by_columns(int64_t column, int64_t end, const Work &work) {
+  for (; column + MOST_WIDTH * LANES <= end; column += MOST_WIDTH * LANES)
     work.template run<MOST_WIDTH>(column);
-  switch ((outputs - column) / LANES) {
+  switch ((end - column) / LANES) {
     case 3: work.template run<3>(column); break;
     case 2: work.template run<2>(column); break;
     case 1: work.template run<1>(column); break;
@@ -264,7 +263,7 @@ static void convolve_directly(const SrConvolution &c) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t begin = chunk * CHUNK, left = c.count - begin;
     alignas(64) float sums[sums_size(CHUNK)];
-    by_columns(c.outputs, DirectChunk{c, {nullptr, begin, left < CHUNK ? left : CHUNK}, sums});
+    by_columns(0, c.outputs, DirectChunk{c, {nullptr, begin, left < CHUNK ? left : CHUNK}, sums});
   }
 }
 

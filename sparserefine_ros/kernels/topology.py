@@ -7,11 +7,15 @@ Shape legend: B pictures; H, W grid; h, w low resolution; N sites or pixels.
 from __future__ import annotations
 
 import ctypes
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from sparserefine_ros.kernels.library import Kernels, address, integer
+
+# Places of a tile, as in `winograd.h`.
+TILE: Final = 16
 
 
 def expand_mask(
@@ -38,24 +42,22 @@ def expand_mask(
     return pixels, low_res_pixels
 
 
-def find_tiles(
-    kernels: Kernels, sites: Tensor, grid: tuple[int, int, int], table: Tensor
-) -> Tensor:
-    """The tiles of 2x2 places, from even coordinates on, that hold a site.
+def find_tiles(kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """The tiles of 4x4 places, from coordinates on that are multiples of 4, that hold a site.
 
     Args:
         kernels: as `compiled_kernels` returns.
         sites: int64 [N], flat index (b * H + row) * W + column, ascending.
         grid: (B, H, W).
-        table: int32 [N, 9], of `CompiledIndexMap.same_table`.
 
     Returns:
-        int32 [tiles, 4], rows of their sites at 2 * column + row of the tile; N for "none".
+        int32 [tiles, 16], rows of their sites at 4 * column + row of the tile; N for "none".
     """
     sites = sites.to(torch.int64).contiguous()
-    tiles = torch.empty(sites.numel(), 4, dtype=torch.int32)
+    # Only the pages that are written to take memory.
+    tiles = torch.empty(sites.numel(), TILE, dtype=torch.int32)
     found = kernels.call.sr_tiles(
-        address(sites), *map(integer, (sites.numel(), *grid[1:])), address(table), address(tiles)
+        address(sites), *map(integer, (sites.numel(), *grid[1:])), address(tiles)
     )
     return tiles[:found]
 

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolutions 3x3 by Winograd's F(2x2, 3x3): the outputs of a tile of 2x2 places take 16 products
-// for each input channel instead of 36. (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2016, section 4.1.)
+// Convolutions 3x3 by Winograd's F(4x4, 3x3): the outputs of a tile of 4x4 places take 36 products
+// for each input channel instead of 144. (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+// Networks", 2016, section 4.3.) Polynomials are evaluated at 0, infinity and the points below, which
+// are exact in binary and give half the error of 1 and 2.
 //
-// Tiles begin at even coordinates. Those of a mask that was expanded from half the resolution are
-// all full. Taps, places of a patch and of a tile count rows first, like the taps of the tables: a
-// place of a patch is 4 * column + row, an output of a tile 2 * column + row.
+// Tiles begin at coordinates that are multiples of four. Taps, places of a patch and of a tile count
+// rows first, like the taps of the tables: a place of a patch is 6 * column + row, an output of a
+// tile 4 * column + row.
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "convolve.h"
@@ -16,55 +18,56 @@
 
 namespace sr {
 
-constexpr int PATCH = 16, TILE = 4;
+constexpr int SIDE = 4, TILE = SIDE * SIDE;
+constexpr int REACH = SIDE + 2, PATCH = REACH * REACH;
+
+constexpr float NEAR = 0.75f, FAR = 1.5f;
 
 // Channels come in multiples of it.
 constexpr int GROUP = 16;
 
-// Tiles in work at once; so many share a visit of the weights, which are too large for a cache.
+// Tiles in work at once, which share a visit of the weights: a multiple of those multiplied together.
 constexpr int64_t MOST_TILES = 48;
 
-// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are.
-// The table is that of `same_table`. A tile is found at its first site.
-static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, const int32_t *table,
-                        int32_t *tiles) {
-  const int32_t none = int32_t(count);
+// Weights, in words, that no cache holds.
+constexpr int64_t LARGE = 1 << 20;
+
+// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are,
+// which is no more than `count`. They come in the order of their first sites.
+static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, int32_t *tiles) {
+  // The last tile of each column of tiles, and the row of tiles that it is of.
+  struct Last {
+    int64_t band = -1, tile = 0;
+  };
+  std::vector<Last> columns(size_t((grid.width + SIDE - 1) / SIDE));
+  const int64_t bands = (grid.height + SIDE - 1) / SIDE;
   int64_t found = 0;
   for (int64_t n = 0; n < count; ++n) {
     const Place p = place(sites[n], grid);
-    const int32_t *near = table + n * 9, row = int32_t(n);
-    int32_t *tile = tiles + found * TILE;
-    const bool left = near[1] < none, above = near[3] < none;
-    if (p.row & 1) {
-      const bool beside = near[p.column & 1 ? 0 : 6] < none;
-      if (above || beside || (p.column & 1 && left)) continue;
-      tile[0] = tile[2] = none;
-      tile[1] = p.column & 1 ? none : row;
-      tile[3] = p.column & 1 ? row : near[7];
-    } else if (p.column & 1) {
-      if (left) continue;
-      tile[0] = none, tile[1] = near[2], tile[2] = row, tile[3] = near[5];
-    } else {
-      tile[0] = row, tile[1] = near[5], tile[2] = near[7], tile[3] = near[8];
+    const int64_t band = p.batch * bands + p.row / SIDE;
+    Last &last = columns[size_t(p.column / SIDE)];
+    if (last.band != band) {
+      last = {band, found++};
+      for (int o = 0; o < TILE; ++o) tiles[last.tile * TILE + o] = int32_t(count);
     }
-    ++found;
+    tiles[last.tile * TILE + p.column % SIDE * SIDE + p.row % SIDE] = int32_t(n);
   }
   return found;
 }
 
-// Rows of the inputs around a tile. What no output of the tile draws on stays "none".
+// Rows of the inputs around a tile. What no output of the tile draws on may stay "none".
 static inline void find_patch(const int32_t *tile, int64_t count, const int32_t *table,
                               int32_t none, int32_t (&patch)[PATCH]) {
   const auto take_around = [&](int o) {
     const int32_t *links = table + int64_t(tile[o]) * 9;
     for (int tap = 0; tap < 9; ++tap)
-      patch[(o / 2 + tap / 3) * 4 + o % 2 + tap % 3] = links[tap];
+      patch[(o / SIDE + tap / 3) * REACH + o % SIDE + tap % 3] = links[tap];
   };
-  if (tile[0] < count && tile[1] < count && tile[2] < count && tile[3] < count) {
-    // Two opposite corners see all but the other two corners of the patch.
-    take_around(0), take_around(3);
-    patch[3] = table[int64_t(tile[1]) * 9 + 2];
-    patch[12] = table[int64_t(tile[2]) * 9 + 6];
+  constexpr int CORNERS[] = {0, SIDE - 1, TILE - SIDE, TILE - 1};
+  bool whole = true;
+  for (int o : CORNERS) whole &= tile[o] < count;
+  if (whole) {  // the corners see all of the patch
+    for (int o : CORNERS) take_around(o);
     return;
   }
   for (int32_t &place : patch) place = none;
@@ -72,12 +75,23 @@ static inline void find_patch(const int32_t *tile, int64_t count, const int32_t 
     if (tile[o] < count) take_around(o);
 }
 
-static inline void transform(const Lanes (&d)[4], Lanes (&t)[4]) {
-  t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[1] - d[3];
+static inline void transform(const Lanes (&d)[REACH], Lanes (&t)[REACH]) {
+  const Lanes near_even = d[4] - FAR * FAR * d[2], near_odd = NEAR * (d[3] - FAR * FAR * d[1]);
+  const Lanes far_even = d[4] - NEAR * NEAR * d[2], far_odd = FAR * (d[3] - NEAR * NEAR * d[1]);
+  constexpr float SUM = NEAR * NEAR + FAR * FAR, PRODUCT = NEAR * NEAR * FAR * FAR;
+  t[0] = PRODUCT * d[0] - SUM * d[2] + d[4];
+  t[1] = near_even + near_odd, t[2] = near_even - near_odd;
+  t[3] = far_even + far_odd, t[4] = far_even - far_odd;
+  t[5] = PRODUCT * d[1] - SUM * d[3] + d[5];
 }
 
-static inline void transform_back(const Lanes (&m)[4], Lanes (&y)[2]) {
-  y[0] = m[0] + m[1] + m[2], y[1] = m[1] - m[2] - m[3];
+static inline void transform_back(const Lanes (&m)[REACH], Lanes (&y)[SIDE]) {
+  const Lanes near_sum = m[1] + m[2], far_sum = m[3] + m[4];
+  const Lanes near_rest = NEAR * (m[1] - m[2]), far_rest = FAR * (m[3] - m[4]);
+  y[0] = m[0] + near_sum + far_sum;
+  y[1] = near_rest + far_rest;
+  y[2] = NEAR * NEAR * near_sum + FAR * FAR * far_sum;
+  y[3] = NEAR * NEAR * near_rest + FAR * FAR * far_rest + m[5];
 }
 
 // One source's patch of a tile, transformed, at `out` [PATCH, step].
@@ -87,17 +101,18 @@ static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PAT
   for (int p = 0; p < PATCH; ++p)
     input[p] = patch[p] < s.rows ? s.features + int64_t(patch[p]) * s.pitch : s.none;
   for (int64_t i = 0; i < s.channels; i += LANES) {
-    Lanes half[4][4];
-    for (int column = 0; column < 4; ++column) {
-      Lanes d[4];
-      for (int row = 0; row < 4; ++row) d[row] = load(input[column * 4 + row] + i);
+    Lanes half[REACH][REACH];
+    for (int column = 0; column < REACH; ++column) {
+      Lanes d[REACH];
+      for (int row = 0; row < REACH; ++row) d[row] = load(input[column * REACH + row] + i);
       transform(d, half[column]);
     }
-    for (int row = 0; row < 4; ++row) {
-      Lanes t[4];
-      transform({half[0][row], half[1][row], half[2][row], half[3][row]}, t);
-      for (int column = 0; column < 4; ++column)
-        store(out + (column * 4 + row) * step + i, t[column]);
+    for (int row = 0; row < REACH; ++row) {
+      Lanes d[REACH], t[REACH];
+      for (int column = 0; column < REACH; ++column) d[column] = half[column][row];
+      transform(d, t);
+      for (int column = 0; column < REACH; ++column)
+        store(out + (column * REACH + row) * step + i, t[column]);
     }
   }
 }
@@ -115,10 +130,10 @@ struct Workshop {
   int64_t row_count;
 
   // With room for a tile of rows more, which are worked on in vain.
-  void prepare(const SrConvolution &c) {
+  void prepare(const SrConvolution &c, int64_t tiles) {
     int64_t words = 0;
     for (int64_t i = 0; i < c.source_count; ++i)
-      words += PATCH * (MOST_TILES * c.sources[i].channels + SHIFT) + 8 * c.sources[i].channels;
+      words += PATCH * (tiles * c.sources[i].channels + SHIFT) + 8 * c.sources[i].channels;
     if (int64_t(patches.size()) < words) patches.resize(size_t(words));
     products.resize(size_t(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT)));
     sums.resize(size_t(sums_size(MOST_TILES * TILE)));
@@ -226,44 +241,66 @@ struct WinogradChunk {
     for (int64_t t = 0; t < count; ++t) {
       const int32_t *tile = tiles + t * TILE;
       for (int v = 0; v < WIDTH; ++v) {
-        Lanes half[4][2], y[2][2];
-        for (int j = 0; j < 4; ++j) {
-          Lanes m[4];
-          for (int i = 0; i < 4; ++i)
-            m[i] = load(products<WIDTH>(j * 4 + i) + (t * WIDTH + v) * LANES);
-          transform_back(m, half[j]);
+        Lanes half[REACH][SIDE], y[SIDE][SIDE];
+        for (int column = 0; column < REACH; ++column) {
+          Lanes m[REACH];
+          for (int row = 0; row < REACH; ++row)
+            m[row] = load(products<WIDTH>(column * REACH + row) + (t * WIDTH + v) * LANES);
+          transform_back(m, half[column]);
         }
-        for (int i = 0; i < 2; ++i) {
-          Lanes back[2];
-          transform_back({half[0][i], half[1][i], half[2][i], half[3][i]}, back);
-          y[0][i] = back[0], y[1][i] = back[1];
+        for (int row = 0; row < SIDE; ++row) {
+          Lanes m[REACH], back[SIDE];
+          for (int column = 0; column < REACH; ++column) m[column] = half[column][row];
+          transform_back(m, back);
+          for (int column = 0; column < SIDE; ++column) y[column][row] = back[column];
         }
         const Lanes bias = c.bias ? load(c.bias + column + v * LANES) : Lanes{};
         float *to = sums + v * LANES;
         for (int o = 0; o < TILE; ++o)
-          if (tile[o] < c.count) store(to, y[o / 2][o % 2] + bias), to += WIDTH * LANES;
+          if (tile[o] < c.count) store(to, y[o / SIDE][o % SIDE] + bias), to += WIDTH * LANES;
       }
       for (int o = 0; o < TILE; ++o) sums += tile[o] < c.count ? WIDTH * LANES : 0;
     }
   }
 };
 
+// How a convolution is divided: into chunks of tiles, and those into ranges of columns.
+struct Division {
+  int64_t per_chunk, chunks, ranges, columns;
+
+  explicit Division(const SrConvolution &c) {
+    int64_t words = 0;
+    for (int64_t i = 0; i < c.source_count; ++i)
+      if (c.sources[i].winograd) words += PATCH * c.sources[i].channels * c.outputs;
+    // Fewer tiles where the threads would not get several chunks each; but weights that are too
+    // large for a cache are read as seldom as can be, and the threads share the columns.
+    const bool large = words > LARGE;
+    constexpr int64_t ROWS = tile_rows<MOST_WIDTH>();
+    const int64_t fair = large ? MOST_TILES : c.tile_count / (4 * c.threads) + ROWS;
+    per_chunk = std::min(fair / ROWS * ROWS, MOST_TILES);
+    chunks = (c.tile_count + per_chunk - 1) / per_chunk;
+    const int64_t blocks = (c.outputs + BLOCK - 1) / BLOCK;
+    ranges = large ? std::min((2 * c.threads + chunks - 1) / chunks, blocks) : 1;
+    columns = (blocks + ranges - 1) / ranges * BLOCK;
+  }
+};
+
 static void convolve_by_tiles(const SrConvolution &c) {
-  // Fewer where the threads would not get several chunks each.
-  const int64_t fair = c.tile_count / (4 * c.threads) / 8 * 8 + 8;
-  const int64_t per_chunk = fair < MOST_TILES ? fair : MOST_TILES;
-  const int64_t chunks = (c.tile_count + per_chunk - 1) / per_chunk;
-#pragma omp parallel num_threads(c.threads) if (chunks > 1)
+  const Division d(c);
+  const int64_t parts = d.chunks * d.ranges;
+#pragma omp parallel num_threads(c.threads) if (parts > 1)
   {
     static thread_local Workshop shop;
-    shop.prepare(c);
+    shop.prepare(c, d.per_chunk);
+    int64_t entered = -1;
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t begin = i * per_chunk, left = c.tile_count - begin;
-      const int64_t count = left < per_chunk ? left : per_chunk;
-      const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, per_chunk};
-      chunk.enter();
-      by_columns(c.outputs, chunk);
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t begin = i / d.ranges * d.per_chunk, left = c.tile_count - begin;
+      const int64_t count = std::min(left, d.per_chunk), column = i % d.ranges * d.columns;
+      const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk};
+      if (entered != begin) chunk.enter();
+      entered = begin;
+      by_columns(column, std::min(column + d.columns, c.outputs), chunk);
     }
   }
 }

@@ -5,7 +5,8 @@ Each convolution writes its raw result, where a residual or a shortcut will read
 next norm and ReLU make of it, while the sums are still in registers. A concatenation is never
 built: its parts are two sources of the same convolution.
 
-In float32, convolutions within a level take Winograd's products where they have enough channels.
+In float32, convolutions within a level take Winograd's products where they have enough channels and
+the sites lie close enough together.
 In bfloat16, what enters a 3x3 convolution and its weights are rounded to bfloat16; sums, residuals
 and the classifier stay float32.
 
@@ -39,6 +40,8 @@ from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
 
 # Input channels from which on Winograd's products are faster; fewer leave too little to save.
 _WINOGRAD_CHANNELS: Final = 32
+# Sites in a tile, on average, from which on its 36 products are fewer than those of the sites.
+_WINOGRAD_SITES: Final = 6
 
 
 def _activation(norm: SiteNorm, dtype: torch.dtype, channels: slice = slice(None)) -> Activation:
@@ -60,12 +63,21 @@ class _Form:
     def pack_float32(self, values: Tensor) -> Weights:
         return Weights.pack(values, self.kernels)
 
-    def pack_same(self, parts: Sequence[Tensor]) -> list[Weights]:
+    def pack_same(self, parts: Sequence[Tensor]) -> _Same:
         """Of a 3x3 convolution within a level, [9, I, O] for each part of its inputs."""
         inputs = sum(part.shape[1] for part in parts)
+        winograd = None
         if self.dtype == torch.float32 and inputs >= _WINOGRAD_CHANNELS:
-            return [Weights.pack_winograd(part, self.kernels) for part in parts]
-        return [self.pack(part) for part in parts]
+            winograd = [Weights.pack_winograd(part, self.kernels) for part in parts]
+        return _Same([self.pack(part) for part in parts], winograd)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Weights of a convolution within a level: as they are, and Winograd's; None without."""
+
+    direct: Sequence[Weights]
+    winograd: Sequence[Weights] | None
 
 
 @dataclass
@@ -99,22 +111,26 @@ class _Sites:
         return gather.table
 
     @functools.cached_property
-    def tiles(self) -> Tensor:
-        return find_tiles(self.kernels, self.level.sites, self.level.grid, self.table)
+    def tiles(self) -> Tensor | None:
+        """For Winograd's products; None where the sites are too scattered for them."""
+        tiles = find_tiles(self.kernels, self.level.sites, self.level.grid)
+        return tiles if self.count >= _WINOGRAD_SITES * len(tiles) else None
 
     def convolve(
         self,
         run: Convolver,
         inputs: Sequence[Tensor],
-        weights: Sequence[Weights],
+        weights: _Same,
         outputs: int,
         *,
         beside: Sequence[Source] = (),
         **results: Any,
     ) -> None:
         """A 3x3 convolution within the level; `beside` adds to its sums."""
-        sources = [(x, self.table, part) for x, part in zip(inputs, weights, strict=True)]
-        tiles = self.tiles if weights[0].winograd else None
+        tiles = self.tiles if weights.winograd else None
+        parts = weights.direct if tiles is None else weights.winograd
+        assert parts is not None
+        sources = [(x, self.table, part) for x, part in zip(inputs, parts, strict=True)]
         run.convolve([*sources, *beside], self.count, outputs, tiles=tiles, **results)
 
 

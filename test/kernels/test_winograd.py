@@ -34,8 +34,7 @@ def finest(mask: Tensor) -> Level:
 
 
 def tiles_of(level: Level, kernels: Kernels) -> Tensor:
-    (gather,) = level.same.forward
-    return find_tiles(kernels, level.sites, level.grid, gather.table)
+    return find_tiles(kernels, level.sites, level.grid)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -46,14 +45,16 @@ def test_every_site_lies_in_one_tile(name: str, kernels: Kernels) -> None:
     for row, site in enumerate(level.sites.tolist()):
         picture, place = divmod(site, height * width)
         y, x = divmod(place, width)
-        tile = expected.setdefault((picture, y // 2, x // 2), [level.count] * 4)
-        tile[x % 2 * 2 + y % 2] = row
+        tile = expected.setdefault((picture, y // 4, x // 4), [level.count] * 16)
+        tile[x % 4 * 4 + y % 4] = row
     found = tiles_of(level, kernels).tolist()
     assert sorted(found) == sorted(expected.values())
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (32, 16), (46, 33), (70, 150)], ids=str)
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(3, 5), (32, 16), (46, 33), (70, 150), (180, 170)], ids=str
+)
 def test_equals_a_dense_convolution(
     inputs: int, outputs: int, threads: int, kernels: Kernels
 ) -> None:
@@ -70,7 +71,9 @@ def test_equals_a_dense_convolution(
         level.count, outputs, raw=out, residual=out, tiles=tiles_of(level, kernels),
     )  # fmt: skip
     expected = dense(features, weights, mask) + residual[:, :outputs]
-    torch.testing.assert_close(out[:, :outputs], expected, rtol=2e-5, atol=2e-5 * inputs**0.5)
+    error = (out[:, :outputs] - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert error < 2e-6
+    torch.testing.assert_close(out[:, :outputs], expected, rtol=5e-5, atol=5e-5 * inputs**0.5)
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -51,13 +51,37 @@ def make_unet(**options: Any) -> SparseUNet:
 
 @pytest.fixture(params=["pytorch", "compiled", "compiled-winograd"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """The last one takes Winograd's products everywhere, which only wider networks do."""
+    """The last one takes Winograd's products everywhere, which only wider networks do, and only
+    where the sites lie close together."""
     if request.param == "pytorch":
         return NativeUNet
     kernels = request.getfixturevalue("kernels")
     few = 1 if request.param == "compiled-winograd" else 10**6
     monkeypatch.setattr(compiled, "_WINOGRAD_CHANNELS", few)
+    monkeypatch.setattr(compiled, "_WINOGRAD_SITES", 0)
     return lambda unet: CompiledUNet(unet, kernels, threads=2)
+
+
+@pytest.mark.parametrize(("side", "close"), [(2, False), (12, True)])
+def test_winograds_products_only_where_sites_lie_close(
+    side: int, close: bool, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Squares of sites, of that side, far apart."""
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask.view(4, 16, 4, 16)[:, :side, :, :side] = True
+    unet = make_unet(widths=(32,))
+    plan = build_plan(sites_of(mask), grid_of(mask), 1)
+    convolve, taken = compiled.Convolver.convolve, []
+
+    def watched(self: Any, *given: Any, **named: Any) -> None:
+        taken.append(named.get("tiles") is not None)
+        convolve(self, *given, **named)
+
+    monkeypatch.setattr(compiled.Convolver, "convolve", watched)
+    features = make_features(mask)
+    logits = CompiledUNet(unet, kernels, threads=1)(features, plan)
+    torch.testing.assert_close(logits, unet(features, plan), **TOLERANCE)
+    assert any(taken) == close
 
 
 def make_features(mask: Tensor, seed: int = 32) -> Tensor:
