@@ -22,6 +22,8 @@ from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 PACKAGE = "sparserefine_ros"
 NODE = "segment"
 OUTPUTS = ("overlay", "entropy", "refined")
+# Seconds from Ctrl-C until the node is asked once more, by SIGTERM.
+STOP_S = "20"
 # Arguments that become parameters of the node when they are given.
 TEXTS = ("bundle", "device")
 LISTS = ("image_topics", "camera_names")
@@ -107,6 +109,8 @@ def start(context: LaunchContext) -> list[Node]:
         output="screen",
         parameters=[LaunchConfiguration("params_file"), *([overrides] if overrides else [])],
         remappings=[("image", given["image"])] if given["image"] else [],
+        # PyTorch alone takes seconds to unload on a busy machine.
+        sigterm_timeout=STOP_S,
         ros_arguments=["--log-level", given["log_level"]] if given["log_level"] else [],
     )
     pushed = context.launch_configurations.get("ros_namespace")
@@ -119,7 +123,8 @@ def start(context: LaunchContext) -> list[Node]:
         remappings=rviz_remaps(namespace.rstrip("/"), given),
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    return [segment, rviz]
+    # RViz first: where it is not installed that is an error, and nothing runs yet.
+    return [rviz, segment]
 
 
 def sim_time(given: str) -> dict[str, bool]:

@@ -74,7 +74,7 @@ def test_arguments_that_become_parameters_are_parameters(launch_file: dict[str, 
 
 
 def test_without_arguments_nothing_is_overridden(launch_file: dict[str, Any]) -> None:
-    segment, rviz = start(launch_file)
+    rviz, segment = start(launch_file)
     assert (segment.package, segment.executable) == ("sparserefine_ros", "segment")
     assert len(segment.parameters) == 1
     assert segment.remappings == []
@@ -83,7 +83,7 @@ def test_without_arguments_nothing_is_overridden(launch_file: dict[str, Any]) ->
 
 
 def test_given_arguments_reach_the_node(launch_file: dict[str, Any]) -> None:
-    segment, rviz = start(
+    rviz, segment = start(
         launch_file,
         image_topics="[/front/image, /rear/image]",
         bundle="other",
@@ -102,7 +102,7 @@ def test_given_arguments_reach_the_node(launch_file: dict[str, Any]) -> None:
 
 
 def test_the_files_named_are_installed(launch_file: dict[str, Any]) -> None:
-    _, rviz = start(launch_file)
+    rviz, _ = start(launch_file)
     _, config = rviz.arguments
     package, *path = config.args[0]
     assert package.args == ("sparserefine_ros",)

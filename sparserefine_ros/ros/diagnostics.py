@@ -161,7 +161,14 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
         )
     if camera.stamps_back > camera.previous_stamps_back:
         return Level.WARN, f"the stamps on {camera.topic} went back in time"
-    return Level.OK, "segmenting" if camera.frames else "waiting for the first picture"
+    return Level.OK, _calm_text(camera)
+
+
+def _calm_text(camera: CameraReport) -> str:
+    """What a camera is about that gives no cause for concern."""
+    if camera.counts.received and not camera.subscribed:
+        return "pictures arrive, but nobody subscribes to the outputs"
+    return "segmenting" if camera.frames else "waiting for the first picture"
 
 
 def _afford(frames: Sequence[FrameRecord]) -> list[int]:

@@ -166,7 +166,9 @@ class SegmentNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self.destroy_timer(self._autostart_timer)
-        if self._phase == "unconfigured" and self.trigger_configure() == SUCCESS:
+        if self._phase != "unconfigured" or self.trigger_configure() != SUCCESS:
+            return
+        if not self._stopping():
             self.trigger_activate()
 
     def _open_session(self) -> Session:

@@ -222,6 +222,15 @@ def test_an_active_node_without_a_frame_has_no_latency() -> None:
     assert not [key for key in values(status) if key.startswith(("latency", "refined", "age"))]
 
 
+def test_pictures_that_nobody_asks_anything_of_are_told() -> None:
+    unwatched = FrameCounts(received=9, dropped={"unwatched": 9})
+    status = judge(report(camera((), counts=unwatched, subscribed=())))
+    assert status.level is Level.OK
+    assert status.message == "pictures arrive, but nobody subscribes to the outputs"
+    watched = judge(report(camera((), counts=unwatched, subscribed=("labels",))))
+    assert watched.message == "waiting for the first picture"
+
+
 DEADLINE = Limits(warn_ms=0.0, error_ms=0.0, error_after_s=0.0, stale_after_s=0.0, budget_ms=20.0)
 
 

@@ -45,3 +45,29 @@ def test_a_later_signal_ends_a_process_that_hangs() -> None:
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (-signal.SIGINT, "")
+
+
+def test_a_node_that_still_imports_ends_at_once() -> None:
+    code = """
+import sys, time
+from sparserefine_ros.ros import segment
+class Node:
+    @staticmethod
+    def main(args):
+        print("importing", flush=True)
+        time.sleep(60)
+sys.modules["sparserefine_ros.ros.node"] = Node
+import sparserefine_ros.ros
+sparserefine_ros.ros.node = Node
+segment.main([])
+"""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
