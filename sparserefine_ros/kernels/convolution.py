@@ -9,7 +9,6 @@ A missing link is row N.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -231,10 +230,15 @@ def _describe(features: Tensor, table: Tensor | None, weights: Weights) -> _Sour
     )  # fmt: skip
 
 
-@functools.cache
+# Kernels get their addresses: whoever comes second must not get others, which nobody keeps.
+_zeros: dict[int, Tensor] = {}
+
+
 def zeros(channels: int) -> Tensor:
     """What a missing link points to; read only."""
-    return torch.zeros(channels)
+    if channels not in _zeros:
+        _zeros.setdefault(channels, torch.zeros(channels))
+    return _zeros[channels]
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
