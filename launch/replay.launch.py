@@ -28,6 +28,8 @@ PACKAGE = "sparserefine_ros"
 IMAGE = "/replay/image"
 # The node tells its counters once a second.
 LAST_WORD_S = 3.0
+# Seconds that the node has to end before it is asked once more, by SIGTERM.
+STOP_S = "20"
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -93,6 +95,7 @@ def start(context: LaunchContext) -> list[Action]:
         output="screen",
         parameters=[{"transport": given["transport"], **sim_time, **bundle}],
         remappings=[("image", IMAGE)],
+        sigterm_timeout=STOP_S,
     )
     report = Node(
         package=PACKAGE,

@@ -104,7 +104,7 @@ class NodeParameters:
     max_batch: int = _parameter(
         1,
         "Frames of different cameras that the dense model takes at once, at most; it needs a free "
-        "batch axis for more than 1. Such frames end together, so the first waits for the last.",
+        "batch axis for more than 1. The first result then waits until that is done with all.",
         minimum=1,
         maximum=64,
     )

@@ -108,9 +108,9 @@ def test_frames_that_coincide_share_a_batch(stage: Stage, peer: Peer, max_batch:
         assert all(set(message.data) == {label} for message in peer.received[name])
     if max_batch == 2:
         # After two frames each the node knows when to expect the other camera.
-        assert pipeline.batches.count(2) >= 12
+        assert pipeline.batches.count(2) >= 5
         wait_until(lambda: peer.status("segment: camera rear").get("batch.last"), "diagnostics")
-        assert float(peer.status("segment: camera rear")["batch.mean"]) > 1.5
+        assert float(peer.status("segment: camera rear")["batch.mean"]) > 1.1
 
 
 def test_one_unusable_frame_of_a_batch(stage: Stage, peer: Peer) -> None:
