@@ -6,6 +6,7 @@ Shape legend: B crops; H, W full resolution; h, w low resolution; C classes.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sparserefine_ros.bundle_spec import (
     FileSpec,
 )
 from sparserefine_ros.data.datasets import IGNORED_LABEL, Sample, open_dataset
+from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.image import Normaliser, resize_image
 from sparserefine_ros.selection import expand_map, nearest_index
@@ -33,12 +35,16 @@ from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process
 from sparserefine_ros.training.recipe import DenseRecipe
+from sparserefine_ros.training.start_dense import start_dense_from
+from sparserefine_ros.training.teacher import open_named_bundle
 from sparserefine_ros.zoo.efficientnet import EfficientNetLite, load_imagenet_weights
 from sparserefine_ros.zoo.encoder import Encoder
 from sparserefine_ros.zoo.export import export_onnx
 from sparserefine_ros.zoo.half_weights import halve_weights
 from sparserefine_ros.zoo.ladder import LadderNet
 from sparserefine_ros.zoo.residual import ResidualEncoder
+
+_logger = logging.getLogger(__name__)
 
 
 class DenseTask:
@@ -47,6 +53,7 @@ class DenseTask:
     def __init__(self, recipe: DenseRecipe) -> None:
         torch.manual_seed(recipe.seed)
         self.classes = recipe.classes or classes_of(recipe.train[0].data)
+        self.source = open_named_bundle(recipe.start_from) if recipe.start_from else None
         self.module = build_network(recipe, len(self.classes))
         # Convolutions on this layout train about twice as fast on CPUs.
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,6 +63,21 @@ class DenseTask:
         validation = open_dataset(recipe.validate_on, "val")
         self._validation = CachedItems(validation.__getitem__, len(validation), label="validation")
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
+        if self.source is not None:
+            self._start_from(self.source, min(recipe.schedule.batch_size, len(self.crops)))
+
+    def _start_from(self, source: Bundle, crops: int) -> None:
+        if source.spec.dense.input.normalisation != self.input.normalisation:
+            raise ConfigurationError(
+                f"expected pictures normalised as this encoder takes them, {source.folder} takes "
+                "them otherwise; choose its encoder, or leave out start_from"
+            )
+        images, _ = self.collate([self.crops[index] for index in range(crops)])
+        same = source.class_names == tuple(entry.name for entry in self.classes)
+        start_dense_from(self.module, source, images, same_classes=same)
+        _logger.info(
+            "the weights%s start from %s", "" if same else ", but for the classifier,", source.name
+        )
 
     def collate(self, items: list[Sample]) -> tuple[Tensor, Tensor]:
         """Return network input float32 [B, 3, h, w] and label counts float32 [B, C, h, w]."""
@@ -139,7 +161,7 @@ def build_network(recipe: DenseRecipe, classes: int) -> LadderNet:
     encoder: Encoder
     if chosen.kind == "efficientnet":
         encoder = efficientnet = EfficientNetLite(chosen.variant)
-        if chosen.pretrained:
+        if chosen.pretrained and not recipe.start_from:
             load_imagenet_weights(efficientnet, chosen.variant)
     else:
         encoder = ResidualEncoder(stem=chosen.stem, widths=chosen.widths, blocks=chosen.blocks)
@@ -163,15 +185,15 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
 
     Raises:
-        ConfigurationError: the data's classes are not the recipe's.
+        ConfigurationError: the data's classes are not the recipe's, or `start_from` names a
+            network that is not this one.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
     classes = recipe.classes or classes_of(recipe.train[0].data)
     check_classes(recipe, tuple(entry.name for entry in classes))
     task = DenseTask(recipe)
-    miou = fit(
-        task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=recipe.origin()
-    )
+    origin = recipe.origin(task.source.digest if task.source else "")
+    miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
     onnx, file = folder / "dense.onnx", FileSpec(path="dense.onnx")
     spec = BundleSpec(
         name=recipe.name,

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from sparserefine_ros.training.log import TrainingLog
+from sparserefine_ros.training.memory import keep_freed_memory
 from sparserefine_ros.training.processes import can_use_bfloat16, in_main_process, open_accelerator
 from sparserefine_ros.training.recipe import Schedule
 
@@ -136,6 +137,8 @@ class _Run:
         self._accelerator = open_accelerator()
         self.is_main: bool = self._accelerator.is_main_process
         self._device: torch.device = self._accelerator.device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._bfloat16 = schedule.bfloat16 and can_use_bfloat16(self._device)
         task.module.to(self._device)
         self.average = AveragedModel(

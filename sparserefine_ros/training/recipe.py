@@ -146,6 +146,8 @@ class DenseRecipe(TrainingRecipe):
         classes: names and colours in label order; left out, they are those of the data.
         licence: licence note of the bundle.
         half_weights: store the weights as float16; the network still computes in float32.
+        start_from: bundle whose dense model, of the same encoder, ladder and features, lends its
+            weights to begin with; left out, they are random or ImageNet's.
     """
 
     scale: Share = 0.5
@@ -159,6 +161,7 @@ class DenseRecipe(TrainingRecipe):
     classes: tuple[ClassSpec, ...] | None = Field(None, min_length=2)
     licence: str
     half_weights: bool = False
+    start_from: str | None = None
 
 
 class RefinerRecipe(TrainingRecipe):

@@ -8,10 +8,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.nn import functional
 
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.zoo import efficientnet
-from sparserefine_ros.zoo.efficientnet import EfficientNetLite, Variant, load_imagenet_weights
+from sparserefine_ros.zoo.efficientnet import (
+    DepthwiseConv2d,
+    EfficientNetLite,
+    Variant,
+    load_imagenet_weights,
+)
 
 
 # The published sizes less the classifier and the last 1x1 convolution.
@@ -100,3 +106,26 @@ class TestImageNetWeights:
         load_imagenet_weights(encoder, variant)
         levels = encoder(torch.zeros(1, 3, 64, 64))
         assert all(level.isfinite().all() and level.abs().max() < 100 for level in levels)
+
+
+class TestDepthwiseConv2d:
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_equals_a_grouped_convolution(self, stride: int) -> None:
+        conv = DepthwiseConv2d(6, 5, stride)
+        x = torch.randn(2, 6, 9, 12)
+        expected = functional.conv2d(x.double(), conv.weight.double(), None, stride, 2, 1, 6)
+        torch.testing.assert_close(conv(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+    def test_sums_in_float32_under_autocast(self) -> None:
+        conv = DepthwiseConv2d(6, 5, 1)
+        x = torch.randn(2, 6, 9, 12).bfloat16()
+        x.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        assert y.dtype == torch.bfloat16
+        # A bfloat16 convolution would have rounded the weights; only the result may be.
+        exact = functional.conv2d(x.detach().float(), conv.weight.detach(), None, 1, 2, 1, 6)
+        assert torch.equal(y, exact.bfloat16())
+        y.float().square().sum().backward()
+        gradients = [tensor.grad for tensor in (x, conv.weight)]
+        assert [g.dtype for g in gradients if g is not None] == [torch.bfloat16, torch.float32]
