@@ -319,6 +319,13 @@ class CompiledUNet:
         """
         return self._run.take("input", 0, count, self._inputs, self._dtype)
 
+    def place(self, features: Tensor) -> Tensor:
+        """Features float32 [N, inputs] -> the input buffer with them in it."""
+        entered = self.input_buffer(features.shape[0])
+        entered[:, : self._inputs] = features
+        entered[:, self._inputs :] = 0
+        return entered
+
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C].
@@ -331,8 +338,7 @@ class CompiledUNet:
         assert features.shape[0] == count
         entered = self.input_buffer(count)
         if features.data_ptr() != entered.data_ptr():
-            entered[:, : self._inputs] = features
-            entered[:, self._inputs :] = 0
+            entered = self.place(features)
         raw = run.take("stem raw", 0, count, width)
         active = run.take("stem", 0, count, width, self._levels.enter.dtype)
         into = [(active, self._levels.enter)]
