@@ -44,7 +44,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "image_topic",
             default_value="",
-            description="Topic of the pictures in the bag; empty: the only image topic.",
+            description="Topic of the pictures in the bag; empty: the only image topic, which "
+            "rosbag2 as player does not look for.",
         ),
         DeclareLaunchArgument(
             "transport",
@@ -85,6 +86,11 @@ def start(context: LaunchContext) -> list[Action]:
     names = ("bag", "bundle", "image_topic", "transport", "rate", "loop", "clock", "player")
     given = {name: LaunchConfiguration(name).perform(context) for name in (*names, "report")}
     rosbag2 = given["player"] == "rosbag2"
+    if rosbag2 and not given["image_topic"]:
+        raise ValueError(
+            "image_topic: expected the topic of the pictures with player:=rosbag2, got none; "
+            "`ros2 bag info` lists the topics of a bag"
+        )
     sim_time = {"use_sim_time": rosbag2 or given["clock"] == "true"}
     bundle = {"bundle": ParameterValue(given["bundle"], value_type=str)} if given["bundle"] else {}
     segment = LifecycleNode(
@@ -138,6 +144,5 @@ def bag_play(given: dict[str, str]) -> ExecuteProcess:
         command += ["--rate", given["rate"]]
     if given["loop"] == "true":
         command.append("--loop")
-    if given["image_topic"]:
-        command += ["--topics", given["image_topic"], "--remap", f"{given['image_topic']}:={IMAGE}"]
+    command += ["--topics", given["image_topic"], "--remap", f"{given['image_topic']}:={IMAGE}"]
     return ExecuteProcess(cmd=command, output="screen")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the node `segment`, and RViz when asked.
 
-An argument left empty overrides nothing: defaults live in the parameter file and the node alone.
+An argument left empty overrides nothing: defaults live in the node alone; config/segment.yaml lists
+them.
 The node is a lifecycle node that configures and activates itself, see its parameter `autostart`.
 Included in another launch file, the node follows that file's namespaces (PushROSNamespace), remaps
-(SetRemap) and parameters (SetParameter).
+(SetRemap) and parameters (SetParameter), but for what is given here or in params_file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STOP_S = "20"
 # Arguments that become parameters of the node when they are given.
 TEXTS = ("bundle", "device")
 LISTS = ("image_topics", "camera_names")
+OTHERS = ("params_file", "image", "namespace", "use_sim_time", "log_level")
 
 
 def installed(*path: str) -> PathJoinSubstitution:
@@ -61,8 +63,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node."),
         DeclareLaunchArgument(
             "params_file",
-            default_value=installed("config", "segment.yaml"),
-            description="YAML file with the node's parameters.",
+            default_value="",
+            description="YAML file with the node's parameters, such as a changed copy of "
+            "config/segment.yaml; empty: the defaults.",
         ),
         DeclareLaunchArgument(
             "device",
@@ -92,10 +95,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[Node]:
     """The node with what was given on the command line, and RViz looking at its topics."""
-    given = {
-        name: LaunchConfiguration(name).perform(context)
-        for name in (*TEXTS, *LISTS, "image", "namespace", "use_sim_time", "log_level")
-    }
+    given = {name: LaunchConfiguration(name).perform(context) for name in (*TEXTS, *LISTS, *OTHERS)}
     overrides = {
         **{name: ParameterValue(given[name], value_type=str) for name in TEXTS if given[name]},
         **{name: read_list(name, given[name]) for name in LISTS if given[name]},
@@ -107,7 +107,8 @@ def start(context: LaunchContext) -> list[Node]:
         name=NODE,
         namespace=given["namespace"],
         output="screen",
-        parameters=[LaunchConfiguration("params_file"), *([overrides] if overrides else [])],
+        # Files come after SetParameter's values and win: an empty one must not be there.
+        parameters=[each for each in (given["params_file"], overrides) if each],
         remappings=[("image", given["image"])] if given["image"] else [],
         # PyTorch alone takes seconds to unload on a busy machine.
         sigterm_timeout=STOP_S,

@@ -89,9 +89,9 @@ def start(records: dict[str, Path], *before: Any, **arguments: str) -> dict[str,
 
 
 def parameters(record: dict[str, Any]) -> dict[str, Any]:
-    """What the parameter files after the first set."""
+    """What the parameter files set."""
     values: dict[str, Any] = {}
-    for _, text in record["files"][1:]:
+    for _, text in record["files"]:
         # launch_ros writes lists as tuples, with a tag that rcl's parser passes over.
         for section in yaml.safe_load(text.replace("!!python/tuple", "")).values():
             values |= section["ros__parameters"]
@@ -111,10 +111,9 @@ def test_every_argument_has_a_description() -> None:
         assert argument.default_value is not None, f"{argument.name} must be optional"
 
 
-def test_without_arguments_only_the_parameter_file_counts(records: dict[str, Path]) -> None:
+def test_without_arguments_the_node_s_own_defaults_count(records: dict[str, Path]) -> None:
     record = start(records)
-    ((_, content),) = record["files"]
-    assert content == (ROOT / "config" / "segment.yaml").read_text()
+    assert record["files"] == []
     assert remaps(record) == {"__node:=segment", "__ns:=/"}
     assert "--log-level" not in record["arguments"]
     assert not records["rviz2"].exists()
@@ -133,7 +132,7 @@ def test_arguments_override(records: dict[str, Path], tmp_path: Path) -> None:
         log_level="debug",
     )
     assert record["files"][0][1] == own.read_text()
-    assert parameters(record) == {"bundle": "123", "device": "cuda:0"}
+    assert parameters(record) == {"threads": 3, "bundle": "123", "device": "cuda:0"}
     expected = {"__node:=segment", "__ns:=/robot", "image:=/front/image_raw"}
     assert remaps(record) == expected
     words = record["arguments"]
@@ -170,11 +169,15 @@ def test_it_follows_the_launch_file_that_includes_it(records: dict[str, Path]) -
         PushROSNamespace("fleet"),
         SetRemap("segment/labels", "/map/labels"),
         SetParameter("use_sim_time", True),
+        SetParameter("max_batch", 2),
         namespace="robot",
         rviz="true",
     )
     assert {"__ns:=/fleet/robot", "segment/labels:=/map/labels"} <= remaps(record)
     assert "use_sim_time:=True" in record["arguments"] or parameters(record)["use_sim_time"] is True
+    # A file behind it would win.
+    assert "max_batch:=2" in record["arguments"]
+    assert record["files"] == []
     shown = remaps(json.loads(records["rviz2"].read_text()))
     assert "/segment/overlay:=/fleet/robot/segment/overlay" in shown
     assert "/image:=/fleet/robot/image" in shown

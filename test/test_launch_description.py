@@ -76,7 +76,7 @@ def test_arguments_that_become_parameters_are_parameters(launch_file: dict[str, 
 def test_without_arguments_nothing_is_overridden(launch_file: dict[str, Any]) -> None:
     rviz, segment = start(launch_file)
     assert (segment.package, segment.executable) == ("sparserefine_ros", "segment")
-    assert len(segment.parameters) == 1
+    assert segment.parameters == []
     assert segment.remappings == []
     assert segment.ros_arguments == []
     assert all(source == target for source, target in rviz.remappings)
@@ -88,10 +88,12 @@ def test_given_arguments_reach_the_node(launch_file: dict[str, Any]) -> None:
         image_topics="[/front/image, /rear/image]",
         bundle="other",
         namespace="robot",
+        params_file="/etc/own.yaml",
         use_sim_time="false",
         log_level="debug",
     )
-    _, overrides = segment.parameters
+    file, overrides = segment.parameters
+    assert file == "/etc/own.yaml"
     assert overrides["image_topics"] == ["/front/image", "/rear/image"]
     assert overrides["use_sim_time"] is False
     assert overrides["bundle"].args == ("other",)

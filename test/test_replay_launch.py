@@ -109,6 +109,18 @@ def test_the_end_of_the_bag_ends_everything(programs: Path) -> None:
     assert given(programs / "replay_report")[1] == {"report": "/tmp/r.json", "use_sim_time": False}
 
 
+def test_rosbag2_is_told_the_topic() -> None:
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    for argument in description().get_launch_arguments():
+        if argument.name != "bag":
+            argument.execute(context)
+    context.launch_configurations.update(bag="/data/a", player="rosbag2")
+    with pytest.raises(ValueError, match="image_topic: expected the topic of the pictures"):
+        description().entities[-1].execute(context)
+
+
 def test_the_player_of_rosbag2(programs: Path) -> None:
     launch(
         bag="/data/a",

@@ -60,7 +60,8 @@ class EngineTime:
         density: share of the picture that is active, 0 .. 1.
         sites: N.
         runs: timed calls.
-        ms: time of a call, without the plan.
+        ms: time of a call, without the plan; and, of an engine with a buffer for its input, without
+            writing the features there.
         error: rms difference to the training network's logits over their rms.
         gflops: billions of operations per second; two for each multiplication of an existing pair.
         peak_share: the same over what the fastest matrix product of this machine reaches in the

@@ -153,7 +153,9 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
         return Level.WARN, f"{len(unrefined)} frames not refined, the last: {unrefined[-1]}"
     if slow:
         return Level.WARN, _latency_text(latency_ms, limits.warn_ms)
-    afforded = _afford(camera.recent_frames)
+    if 0.0 < limits.stale_after_s < camera.busy_s:
+        return Level.WARN, f"the frame in work has taken {camera.busy_s:.1f} s so far"
+    afforded = _afford(camera.recent_frames, limits)
     if limits.budget_ms and afforded and not any(afforded):
         return Level.WARN, (
             f"nothing is refined: without it a frame takes {latency_ms:.1f} ms already, of "
@@ -171,9 +173,13 @@ def _calm_text(camera: CameraReport) -> str:
     return "segmenting" if camera.frames else "waiting for the first picture"
 
 
-def _afford(frames: Sequence[FrameRecord]) -> list[int]:
-    """Pixels that the deadline allowed, for the frames that had one."""
-    return [frame.affordable_pixels for frame in frames if frame.affordable_pixels is not None]
+def _afford(frames: Sequence[FrameRecord], limits: Limits) -> list[int]:
+    """Pixels that the deadline allowed, for the frames that had the present one."""
+    return [
+        frame.affordable_pixels
+        for frame in frames
+        if frame.affordable_pixels is not None and frame.budget_ms == limits.budget_ms
+    ]
 
 
 def _latency_text(latency_ms: float, limit_ms: float) -> str:
@@ -257,11 +263,11 @@ def _refinement_values(camera: CameraReport) -> list[tuple[str, str]]:
 
 
 def _deadline_values(frames: Sequence[FrameRecord], limits: Limits) -> list[tuple[str, str]]:
-    """Nothing without a deadline; else how often the last frames met it."""
-    afforded = _afford(frames)
+    """Nothing without a deadline; else how often the last frames that had it met it."""
+    afforded = _afford(frames, limits)
     if not limits.budget_ms or not afforded:
         return []
-    timed = [frame.total_ms for frame in frames if frame.affordable_pixels is not None]
+    timed = [frame.total_ms for frame in frames if frame.budget_ms == limits.budget_ms]
     late = np.mean(np.array(timed) > limits.budget_ms)
     return [
         ("deadline.budget_ms", f"{limits.budget_ms:g}"),

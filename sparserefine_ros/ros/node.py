@@ -189,7 +189,7 @@ class SegmentNode(LifecycleNode):
         self._serving = tuple(
             self._streams.setdefault(camera, Stream(camera)) for camera in cameras
         )
-        return Session(self, model, lambda: self._settings, self._serving)
+        return Session(self, model, lambda: self._settings, self._serving, self._worker.waiting)
 
     def _note_progress(self, progress: Progress) -> None:
         """Called by the thread that loads the model; what it raises ends the loading."""
@@ -294,6 +294,7 @@ class SegmentNode(LifecycleNode):
         cameras = [
             stream.report(
                 self._worker.counts(stream.camera),
+                busy_s=self._worker.busy_s(stream.camera),
                 warn_ms=settings.latency_warn_ms,
                 subscribed=sorted(session.subscribed(stream)) if session else (),
             )

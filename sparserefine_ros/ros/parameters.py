@@ -288,7 +288,7 @@ def change(
         current: the values now.
         changes: new values by name.
         configured: whether the node has read its parameters: then only those that change at run
-            time may differ.
+            time may differ. Before, mistakes that `current` has too are put right one at a time.
         classes: number of classes of the bundle; None while it is not known.
         selector: kind of the bundle's selector; None while it is not known.
 
@@ -305,7 +305,9 @@ def change(
         and changes.get(spec.name, getattr(current, spec.name)) != getattr(current, spec.name)
     ]
     changed = NodeParameters(**(dataclasses.asdict(current) | changes))
-    mistakes += find_mistakes(changed, classes=classes, selector=selector, complete=configured)
+    known = [] if configured else find_mistakes(current, complete=False)
+    found = find_mistakes(changed, classes=classes, selector=selector, complete=configured)
+    mistakes += [text for text in found if text not in known]
     if mistakes:
         raise ConfigurationError("; ".join(mistakes))
     return changed

@@ -107,8 +107,10 @@ class PlayerNode(Node):
             if self._settings.clock
             else None
         )
-        # When the last picture was sent, on time.monotonic, and its stamp in nanoseconds.
+        # When the last picture was sent and the next is due, on time.monotonic, and their stamps
+        # in nanoseconds.
         self._sent: tuple[float, int] | None = None
+        self._due: tuple[float, int] | None = None
         self._spinner = SingleThreadedExecutor(context=self.context)
         self._spinner.add_node(self)
 
@@ -123,12 +125,14 @@ class PlayerNode(Node):
         end_s = due_s + (self._settings.seconds or float("inf"))
         for gap_s, message in self._paced():
             due_s = max(due_s + gap_s, time.monotonic() - gap_s)
+            self._due = due_s, _stamp_ns(message.data)
             self._spin_until(min(due_s, end_s), stop)
             if stop.is_set() or due_s >= end_s:
                 break
             self._publish(message)
             published += 1
             self._count.publish(UInt64(data=published))
+        self._due = None
         self._count.wait_for_all_acked(_COUNT_TIMEOUT)
         # The last message lies in this process's shared memory until it has been fetched.
         self._spin_until(time.monotonic() + _SETTLE_S, stop)
@@ -157,17 +161,15 @@ class PlayerNode(Node):
                 return
 
     def _publish(self, message: Recorded) -> None:
-        data = bytearray(message.data)
-        # The second byte tells the byte order of the rest.
-        form = "<iI" if data[1:2] == b"\x01" else ">iI"
+        data = bytes(message.data)
         if self._clock_topic is None:
-            stamp = self.get_clock().now().to_msg()
-            struct.pack_into(form, data, _STAMP_AT, stamp.sec, stamp.nanosec)
+            stamp, stamped = self.get_clock().now().to_msg(), bytearray(data)
+            struct.pack_into(_stamp_form(data), stamped, _STAMP_AT, stamp.sec, stamp.nanosec)
+            data = bytes(stamped)
         else:
-            seconds, nanoseconds = struct.unpack_from(form, data, _STAMP_AT)
-            self._clock_topic.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
-            self._sent = (time.monotonic(), seconds * 10**9 + nanoseconds)
-        self._images.publish(bytes(data))
+            self._sent = time.monotonic(), _stamp_ns(data)
+            self._tick()
+        self._images.publish(data)
 
     def _wait_for_subscribers(self, stop: threading.Event) -> None:
         wanted = {
@@ -184,7 +186,10 @@ class PlayerNode(Node):
         self._spin_until(time.monotonic() + _SETTLE_S, stop)
 
     def _spin_until(self, end_s: float, stop: threading.Event) -> None:
-        """Serve requests until `end_s` on `time.monotonic`; the published clock goes on."""
+        """Serve requests until `end_s` on `time.monotonic`; the published clock goes on.
+
+        It reaches the stamp of the next picture when that is due, whatever the pace.
+        """
         while not stop.is_set() and (left_s := end_s - time.monotonic()) > 0:
             self._spinner.spin_once(timeout_sec=min(left_s, _TICK_S))
             self._tick()
@@ -192,10 +197,25 @@ class PlayerNode(Node):
     def _tick(self) -> None:
         if self._clock_topic is None or self._sent is None:
             return
-        sent_s, stamp_ns = self._sent
-        now_ns = stamp_ns + round((time.monotonic() - sent_s) * 1e9)
+        sent_s, now_ns = self._sent
+        passed_s = time.monotonic() - sent_s
+        if self._due is None:
+            now_ns += round(1e9 * passed_s)
+        elif self._due[0] > sent_s:
+            due_s, due_ns = self._due
+            now_ns += round(max(0, due_ns - now_ns) * min(1.0, passed_s / (due_s - sent_s)))
         clock = Time(sec=now_ns // 10**9, nanosec=now_ns % 10**9)
         self._clock_topic.publish(Clock(clock=clock))
+
+
+def _stamp_form(data: bytes | memoryview) -> str:
+    """Of the header's stamp, for `struct`; the second byte tells the byte order of the rest."""
+    return "<iI" if data[1:2] == b"\x01" else ">iI"
+
+
+def _stamp_ns(data: bytes | memoryview) -> int:
+    seconds, nanoseconds = struct.unpack_from(_stamp_form(data), data, _STAMP_AT)
+    return int(seconds) * 10**9 + int(nanoseconds)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ class FrameRecord:
         affordable_pixels: how many the deadline allowed; None without one.
         unrefined: why the memory of the GPU did not suffice to refine it; empty where it did.
         batch: frames that the dense model saw together with this one, itself included.
+        budget_ms: the deadline it had; 0 for none.
     """
 
     size: tuple[int, int]
@@ -44,6 +45,7 @@ class FrameRecord:
     affordable_pixels: int | None = None
     unrefined: str = ""
     batch: int = 1
+    budget_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class CameraReport:
         counts: what became of its frames, now.
         previous: the same at the previous report.
         window: its last processed frames.
+        busy_s: how long the frame in work has been in work; 0 without one.
         slow_s: how long its latency has been above the limit for WARN, without a break.
         stamps_back: how often a stamp was before the one of the frame before.
         previous_stamps_back: the same at the previous report.
@@ -158,6 +161,7 @@ class CameraReport:
     counts: FrameCounts
     previous: FrameCounts
     window: FrameWindow
+    busy_s: float
     slow_s: float
     stamps_back: int
     previous_stamps_back: int
@@ -171,17 +175,17 @@ class CameraReport:
 
     @property
     def recent_latency_ms(self) -> float:
-        """Median over the frames since the previous report, at least the last one; 0 for none."""
-        return recent_latency_ms(self.frames, self._new)
+        """Median over `recent_frames`, or what the frame in work has taken already; 0 for none."""
+        done = [frame.total_ms for frame in self.recent_frames]
+        return max(float(np.median(done)) if done else 0.0, 1e3 * self.busy_s)
 
     @property
     def recent_frames(self) -> tuple[FrameRecord, ...]:
-        """Those since the previous report, at least the last one."""
-        return self.frames[-max(1, self._new) :]
-
-    @property
-    def _new(self) -> int:
-        return self.counts.processed - self.previous.processed
+        """Those since the previous report; while the next is awaited, at least the last one."""
+        new = self.counts.processed - self.previous.processed
+        if not new and not self.counts.in_flight:
+            return ()
+        return self.frames[-max(1, new) :]
 
 
 @dataclass(frozen=True)
@@ -203,10 +207,3 @@ class NodeReport:
     period_s: float
     limits: Limits
     cameras: Sequence[CameraReport]
-
-
-def recent_latency_ms(frames: Sequence[FrameRecord], new: int) -> float:
-    """Median latency of the last `new` frames, at least one; 0 without any frame."""
-    if not frames:
-        return 0.0
-    return float(np.median([frame.total_ms for frame in frames[-max(1, new) :]]))

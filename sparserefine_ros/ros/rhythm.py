@@ -9,6 +9,7 @@ cameras in one batch.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 # A frame older than this share of the camera's period is exchanged for the next one ...
@@ -44,6 +45,12 @@ class Rhythm:
         """The camera's frames are no longer received: the next arrival tells no period."""
         self._last_s = self._period_s = None
 
+    def due_s(self, now_s: float) -> float:
+        """When the next frame is due, from now; infinite while the period is not known."""
+        if self._last_s is None or self._period_s is None:
+            return math.inf
+        return self._last_s + self._period_s - now_s
+
     def patience_s(self, now_s: float) -> float:
         """How long to wait for the next frame before taking the present one; 0: not at all."""
         if self._last_s is None or self._period_s is None:
@@ -57,8 +64,6 @@ class Rhythm:
 
     def company_s(self, now_s: float) -> float:
         """How long to wait for the next frame, to join those of other cameras; 0: not at all."""
-        if self._last_s is None or self._period_s is None:
-            return 0.0
-        due_s = self._last_s + self._period_s - now_s
+        due_s = self.due_s(now_s)
         worth_s = min(_COMPANY_S, _WORTH_SHARE * self._processing_s)
         return due_s + worth_s if -worth_s < due_s <= worth_s else 0.0

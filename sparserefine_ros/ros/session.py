@@ -37,6 +37,7 @@ class Session:
         model: bundle and pipeline, shared by the cameras.
         parameters: returns the node's parameters as they are now; asked once a frame.
         streams: the cameras.
+        waiting: see `worker.LatestWorker.waiting`; asked where there is a deadline.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Session:
         model: Model,
         parameters: Callable[[], NodeParameters],
         streams: Sequence[Stream],
+        waiting: Callable[[float], int],
     ) -> None:
         self.model = model
         reliability = parameters().output_reliability
@@ -53,7 +55,7 @@ class Session:
         }
         self._label_info = LabelInfo(node)
         self._clock, self._logger = node.get_clock(), node.get_logger()
-        self._parameters = parameters
+        self._parameters, self._waiting = parameters, waiting
         self._reserve = Reserve()
         compressed = parameters().transport == "compressed"
         self.message_type = CompressedImage if compressed else Image
@@ -65,9 +67,6 @@ class Session:
         Returns:
             for each frame what refines it and publishes what is subscribed to, or says why it was
             dropped or not accepted; see `worker.Finish`.
-
-        Raises:
-            ModelOutputError: the dense model returned something unusable.
         """
         parameters = self._parameters()
         works: list[_Work] = []
@@ -84,10 +83,25 @@ class Session:
                 continue
             works.append(work)
             finishes.append(functools.partial(self._finish, work))
-        found = self.model.pipeline.look([work.rgb for work in works]) if works else []
+        for after, work in enumerate(reversed(works)):
+            work.after = after
+        if works:
+            self._look(works)
+        return finishes
+
+    def _look(self, works: Sequence[_Work]) -> None:
+        """Let the dense model look at frames together, and at each alone where that fails."""
+        try:
+            found = self.model.pipeline.look([work.rgb for work in works])
+        except Exception as err:
+            if len(works) == 1:
+                works[0].found = err
+            else:
+                for work in works:
+                    self._look([work])
+            return
         for work, each in zip(works, found, strict=True):
             work.found = each
-        return finishes
 
     def _decode(self, frame: Frame, wanted: Wanted, parameters: NodeParameters) -> _Work:
         watch = _Stopwatch(frame.arrived_s)
@@ -100,10 +114,13 @@ class Session:
     def _finish(self, work: _Work) -> None:
         """Refine a frame, publish it and remember how it went."""
         watch, rgb, wanted, header = work.watch, work.rgb, work.wanted, work.frame.message.header
-        assert work.found is not None
+        found = work.found
+        assert found is not None
+        if isinstance(found, Exception):
+            raise found
         watch.skip()  # the pipeline times its own stages, and others had their turn
         prediction = self.model.pipeline.refine(
-            rgb, work.found, wanted.computed, time_left_ms=self._time_left_ms(work)
+            rgb, found, wanted.computed, time_left_ms=self._time_left_ms(work, found)
         )
         watch.skip()
         overlay = None
@@ -137,14 +154,25 @@ class Session:
             affordable_pixels=prediction.affordable_pixels,
             unrefined=prediction.unrefined,
             batch=prediction.batch,
+            budget_ms=work.parameters.latency_budget_ms,
         )
         if stream.history.add(record):
             height, width = prediction.size
             self._logger.info(f"{stream.topic}: {width} x {height} pictures from now on")
 
-    def _time_left_ms(self, work: _Work) -> float | None:
+    def _time_left_ms(self, work: _Work, found: DenseResult) -> float | None:
+        """A frame's share of the time until its deadline; None without one.
+
+        Frames of other cameras that are to end by about the same time have theirs: those behind it
+        in the batch, and those that wait, which the dense model has yet to look at.
+        """
         budget_ms = work.parameters.latency_budget_ms
-        return budget_ms - work.watch.total_ms - self._reserve.milliseconds if budget_ms else None
+        if not budget_ms:
+            return None
+        left_ms = budget_ms - work.watch.total_ms
+        others = self._waiting(1e-3 * left_ms)
+        left_ms -= others * (work.watch.milliseconds["decode"] + found.times.total_ms)
+        return left_ms / (1 + work.after + others) - self._reserve.milliseconds
 
     def subscribed(self, stream: Stream) -> frozenset[str]:
         """Names of the outputs of a camera that have a subscriber now."""
@@ -189,7 +217,8 @@ class _Work:
         parameters: of the node, when it was taken.
         watch: runs since its arrival.
         rgb: uint8 [H, W, 3].
-        found: what the dense model says, once it has looked.
+        after: frames of its batch that are refined after it.
+        found: what the dense model says, once it has looked, or why it could not.
     """
 
     frame: Frame
@@ -197,7 +226,8 @@ class _Work:
     parameters: NodeParameters
     watch: _Stopwatch
     rgb: NDArray[np.uint8]
-    found: DenseResult | None = None
+    after: int = 0
+    found: DenseResult | Exception | None = None
 
 
 def _unwatched() -> str:

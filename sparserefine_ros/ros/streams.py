@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sensor_msgs.msg import CompressedImage, Image
@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 
 from sparserefine_ros.ros.cameras import Camera
 from sparserefine_ros.ros.losses import LossCounter
-from sparserefine_ros.ros.reports import CameraReport, FrameHistory, recent_latency_ms
+from sparserefine_ros.ros.reports import CameraReport, FrameHistory
 from sparserefine_ros.ros.worker import FrameCounts
 
 if TYPE_CHECKING:
@@ -74,35 +74,37 @@ class Stream:
         return Frame(message, self._last_frame_s, self)
 
     def report(
-        self, counts: FrameCounts, *, warn_ms: float, subscribed: Sequence[str]
+        self, counts: FrameCounts, *, busy_s: float, warn_ms: float, subscribed: Sequence[str]
     ) -> CameraReport:
         """State since the previous report.
 
         Args:
             counts: what became of its frames.
+            busy_s: how long the frame in work has been in work; 0 without one.
             warn_ms: latency from which on the camera counts as slow; 0 for never.
             subscribed: names of the outputs that have a subscriber.
         """
-        now_s, window = time.perf_counter(), self.history.snapshot()
-        new = counts.processed - self._reported.processed
-        idle = new == 0 and counts.in_flight == 0
-        if idle or not 0.0 < warn_ms < recent_latency_ms(window.frames, new):
-            self._slow_since_s = None
-        elif self._slow_since_s is None:
-            self._slow_since_s = now_s
+        now_s = time.perf_counter()
         report = CameraReport(
             name=self.camera.name,
             topic=self.topic,
             silent_s=now_s - self._last_frame_s if self._active else None,
             counts=counts,
             previous=self._reported,
-            window=window,
-            slow_s=0.0 if self._slow_since_s is None else now_s - self._slow_since_s,
+            window=self.history.snapshot(),
+            busy_s=busy_s,
+            slow_s=0.0,
             stamps_back=self._stamps.back,
             previous_stamps_back=self._reported_stamps_back,
             middleware_lost=self._losses.lost,
             subscribed=subscribed,
         )
+        if not 0.0 < warn_ms < report.recent_latency_ms:
+            self._slow_since_s = None
+        elif self._slow_since_s is None:
+            self._slow_since_s = now_s
+        if self._slow_since_s is not None:
+            report = replace(report, slow_s=now_s - self._slow_since_s)
         self._reported, self._reported_stamps_back = counts, self._stamps.back
         return report
 

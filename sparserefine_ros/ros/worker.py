@@ -92,6 +92,7 @@ class _Mailbox(Generic[T]):
         self.rhythm = Rhythm()
         self.turn = 0
         self.busy = 0
+        self.began_s = 0.0
         self.received = 0
         self.processed = 0
         self.dropped: collections.Counter[str] = collections.Counter()
@@ -189,6 +190,23 @@ class LatestWorker(Generic[T]):
             box = self._mailboxes.get(mailbox)
             return FrameCounts() if box is None else box.counts()
 
+    def busy_s(self, mailbox: Hashable) -> float:
+        """How long the item in work has been in work; 0 without one."""
+        with self._changed:
+            box = self._mailboxes.get(mailbox)
+            return time.monotonic() - box.began_s if box is not None and box.busy else 0.0
+
+    def waiting(self, within_s: float) -> int:
+        """Items that wait for one of another mailbox and are not soon replaced.
+
+        Args:
+            within_s: an item does not count whose mailbox expects a newer one within so long.
+        """
+        with self._changed:
+            now_s = time.monotonic()
+            idle = (box for box in self._mailboxes.values() if box.slot and not box.busy)
+            return sum(box.rhythm.due_s(now_s) > within_s for box in idle)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -198,6 +216,7 @@ class LatestWorker(Generic[T]):
                 items = [box.slot.pop() for box in boxes]
                 for box in boxes:
                     box.busy = 1
+                    box.began_s = time.monotonic()
                     self._turns += 1
                     box.turn = self._turns
             self._handle(items, boxes)

@@ -46,6 +46,9 @@ from sparserefine_ros.zoo.residual import ResidualEncoder
 
 _logger = logging.getLogger(__name__)
 
+# Of the whole of the data, for the statistics of the norms.
+_START_CROPS = 32
+
 
 class DenseTask:
     """A `LadderNet` on pictures reduced to low resolution, scored at full resolution."""
@@ -64,20 +67,21 @@ class DenseTask:
         self._validation = CachedItems(validation.__getitem__, len(validation), label="validation")
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
         if self.source is not None:
-            self._start_from(self.source, min(recipe.schedule.batch_size, len(self.crops)))
+            self._start_from(self.source)
 
-    def _start_from(self, source: Bundle, crops: int) -> None:
+    def _start_from(self, source: Bundle) -> None:
         if source.spec.dense.input.normalisation != self.input.normalisation:
             raise ConfigurationError(
                 f"expected pictures normalised as this encoder takes them, {source.folder} takes "
                 "them otherwise; choose its encoder, or leave out start_from"
             )
-        images, _ = self.collate([self.crops[index] for index in range(crops)])
+        count = min(_START_CROPS, len(self.crops))
+        picks = np.linspace(0, len(self.crops) - 1, count).astype(int)
+        images, _ = self.collate([self.crops[int(index)] for index in picks])
         same = source.class_names == tuple(entry.name for entry in self.classes)
         start_dense_from(self.module, source, images, same_classes=same)
-        _logger.info(
-            "the weights%s start from %s", "" if same else ", but for the classifier,", source.name
-        )
+        left_out = "" if same else " but for the classifier, as the classes are others"
+        _logger.info("the weights start from %s%s", source.name, left_out)
 
     def collate(self, items: list[Sample]) -> tuple[Tensor, Tensor]:
         """Return network input float32 [B, 3, h, w] and label counts float32 [B, C, h, w]."""
@@ -210,6 +214,7 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
             "dense_epochs": recipe.schedule.epochs,
             "dense_seed": recipe.seed,
             "dense_val_miou": round(miou, 4),
+            **({"dense_start": task.source.name} if task.source else {}),
         },
     )
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from sparserefine_ros.training.log import TrainingLog
-from sparserefine_ros.training.memory import keep_freed_memory
+from sparserefine_ros.training.memory import keep_freed_memory, return_freed_memory
 from sparserefine_ros.training.processes import can_use_bfloat16, in_main_process, open_accelerator
 from sparserefine_ros.training.recipe import Schedule
 
@@ -168,6 +168,7 @@ class _Run:
 
     def train_epoch(self, epoch: int, bar: tqdm[Any]) -> float:
         """Return the mean loss over the batches of all processes."""
+        return_freed_memory()  # the workers of the batches are about to be forked
         self._loss_of.train()
         self._batches.set_epoch(epoch)
         self._generator.manual_seed(self._seed * 100_003 + epoch)

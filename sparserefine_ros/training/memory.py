@@ -16,7 +16,7 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_MAX: Final = -4
 
 _STEP: Final = 256 << 20  # bytes asked for at a time
-_NEVER: Final = (1 << 31) - 1
+_NEVER: Final = -1
 
 
 def keep_freed_memory() -> bool:
@@ -27,3 +27,11 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _STEP))
     return all(mallopt(name, value) for name, value in settings)
+
+
+def return_freed_memory() -> None:
+    """Give it back this once: processes that are forked now would keep a copy of it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not the GNU C library
+        return

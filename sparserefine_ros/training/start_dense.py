@@ -2,8 +2,8 @@
 """Starts a dense network from the ONNX file of one that is trained already.
 
 The file holds one weight and one bias for each convolution: batch norms were folded into them when
-it was written. Unfolded again, a norm scales by what it measures, so that the network computes what
-the file does, and trains from there as if it had never been folded.
+it was written. Unfolded again, a norm undoes the statistics that it measures, so that the network
+computes what the file does, and can be trained on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def start_dense_from(
         network: what is to be trained; changed in place, in evaluation mode afterwards.
         source: a bundle with a dense model that `train dense` made.
         images: network input float32 [B, 3, h, w], typical of the training; the norms take their
-            statistics from it.
+            statistics from them.
         same_classes: whether the classifier means the same; otherwise it stays as it was.
 
     Raises:
@@ -91,7 +91,8 @@ def _layers_in_order(network: nn.Module, image: Tensor) -> list[_Layer]:
     for (name, module), (_, following) in pairwise([*called, ("", network)]):
         if isinstance(module, nn.Conv2d):
             norm = following if isinstance(following, nn.BatchNorm2d) else None
-            layers.append(_Layer(name, module, norm if module.bias is None else None))
+            assert (module.bias is None) == (norm is not None), f"{name}: a bias, or else a norm"
+            layers.append(_Layer(name, module, norm))
     return layers
 
 
@@ -103,7 +104,7 @@ def _all_but_the_classifier(
 
 
 def _unfold_when_called(norm: nn.BatchNorm2d, bias: Tensor) -> torch.utils.hooks.RemovableHandle:
-    """Let `norm`, at its next input, learn the statistics that it then undoes, but for `bias`."""
+    """Let `norm` measure its next input, and add no more than `bias` to it."""
 
     def unfold(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
@@ -130,7 +131,8 @@ def _read(path: Path) -> list[_Folded]:
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     folded = []
     for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in values:  # a weight stored as float16
+        # A weight stored as float16, or one that is equal to another.
+        if node.op_type in ("Cast", "Identity") and node.input[0] in values:
             values[node.output[0]] = values[node.input[0]]
         elif node.op_type == "Conv":
             weight, *bias = (values.get(name) for name in node.input[1:])

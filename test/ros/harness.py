@@ -72,7 +72,8 @@ class FakePipeline:
 
     def look(self, images: Sequence[np.ndarray]) -> list[Any]:
         self.batches.append(len(images))
-        return [SimpleNamespace(batch=len(images)) for _ in images]
+        times = StageTimes({"dense": 10.0})
+        return [SimpleNamespace(batch=len(images), times=times) for _ in images]
 
     def refine(
         self,

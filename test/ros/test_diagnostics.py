@@ -56,6 +56,7 @@ def camera(frames: tuple[FrameRecord, ...] = (frame(),), **changes: Any) -> Came
         counts=FrameCounts(received=1, processed=1),
         previous=FrameCounts(),
         window=FrameWindow(frames),
+        busy_s=0.0,
         slow_s=0.0,
         stamps_back=0,
         previous_stamps_back=0,
@@ -201,8 +202,9 @@ def test_latency_is_judged_over_the_last_period_by_the_median() -> None:
     counts, previous = FrameCounts(processed=53), FrameCounts(processed=50)
     recovered = camera(frames, counts=counts, previous=previous)
     assert judge(report(recovered, limits=limits)).level is Level.OK
-    idle = camera((frame(50.0), frame(900.0)), counts=counts, previous=counts)
-    assert judge(report(idle, limits=limits)).level is Level.WARN
+    busy = FrameCounts(received=54, processed=53, in_flight=1)
+    waited = camera((frame(50.0), frame(900.0)), counts=busy, previous=busy)
+    assert judge(report(waited, limits=limits)).level is Level.WARN
 
 
 def test_rejections_warn_only_while_they_happen() -> None:
@@ -231,15 +233,50 @@ def test_pictures_that_nobody_asks_anything_of_are_told() -> None:
     assert watched.message == "waiting for the first picture"
 
 
+LIMITS = Limits(warn_ms=20.0, error_ms=300.0, error_after_s=0.0, stale_after_s=2.0)
+
+
+def test_what_a_camera_at_rest_did_last_is_no_trouble() -> None:
+    slow = (frame(500.0, unrefined="memory", affordable_pixels=0, budget_ms=20.0),)
+    counts = FrameCounts(received=8, processed=1, dropped={"unwatched": 7})
+    limits = dataclasses.replace(LIMITS, budget_ms=20.0)
+    resting = judge(report(camera(slow, counts=counts, previous=counts), limits=limits))
+    assert resting.level is Level.OK
+    # While the next one is awaited, and took no less so far, the last one still counts.
+    busy = dataclasses.replace(counts, received=9, in_flight=1)
+    waited = camera(slow, counts=busy, previous=counts, busy_s=0.01)
+    assert judge(report(waited, limits=limits)).level is Level.ERROR
+
+
+def test_a_model_that_does_not_come_back_is_told() -> None:
+    counts = FrameCounts(received=2, processed=1, in_flight=1)
+    hung = camera((frame(10.0),), counts=counts, previous=counts, busy_s=0.0)
+
+    def told(busy_s: float, limits: Limits) -> tuple[Level, str]:
+        status = judge(report(dataclasses.replace(hung, busy_s=busy_s), limits=limits))
+        return status.level, status.message
+
+    assert told(0.01, LIMITS) == (Level.OK, "segmenting")
+    assert told(0.1, LIMITS)[0] is Level.WARN
+    level, message = told(5.0, LIMITS)
+    assert (level, "5000.0 ms" in message) == (Level.ERROR, True)
+    # Without limits of the latency there is still that of silence.
+    silent = dataclasses.replace(OFF, stale_after_s=2.0)
+    assert told(1.9, silent) == (Level.OK, "segmenting")
+    assert told(2.1, silent) == (Level.WARN, "the frame in work has taken 2.1 s so far")
+    assert told(60.0, OFF) == (Level.OK, "segmenting")
+
+
 DEADLINE = Limits(warn_ms=0.0, error_ms=0.0, error_after_s=0.0, stale_after_s=0.0, budget_ms=20.0)
 
 
 def test_the_deadline_is_told_while_it_is_set() -> None:
     frames = (
-        frame(total_ms=15.0, affordable_pixels=100),
-        frame(total_ms=25.0, affordable_pixels=300),
+        frame(total_ms=15.0, affordable_pixels=100, budget_ms=20.0),
+        frame(total_ms=25.0, affordable_pixels=300, budget_ms=20.0),
         frame(total_ms=19.0, affordable_pixels=None),
-        frame(total_ms=20.0, affordable_pixels=700),
+        frame(total_ms=90.0, affordable_pixels=9999, budget_ms=100.0),
+        frame(total_ms=20.0, affordable_pixels=700, budget_ms=20.0),
     )
     status = judge(report(camera(frames), limits=DEADLINE))
     pairs = values(status)
@@ -252,7 +289,7 @@ def test_the_deadline_is_told_while_it_is_set() -> None:
 
 
 def test_a_deadline_that_the_dense_stage_alone_misses_is_a_warning() -> None:
-    hopeless = frame(total_ms=30.0, affordable_pixels=0)
+    hopeless = frame(total_ms=30.0, affordable_pixels=0, budget_ms=20.0)
     status = judge(report(camera((hopeless,) * 3), limits=DEADLINE))
     assert status.level is Level.WARN
     assert "nothing is refined" in status.message

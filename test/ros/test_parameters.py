@@ -244,6 +244,19 @@ def test_topics_and_names_of_cameras_can_be_set_one_after_the_other() -> None:
     assert change(other_way, topics, configured=False) == done
 
 
+def test_mistakes_made_at_the_start_are_put_right_one_after_the_other() -> None:
+    start = NodeParameters(picture_sizes="1920*1080", latency_warn_ms=200.0, latency_error_ms=100.0)
+    assert len(find_mistakes(start)) == 2
+    renamed = change(start, {"bundle": "other"}, configured=False)
+    sized = change(renamed, {"picture_sizes": "1920x1080"}, configured=False)
+    done = change(sized, {"latency_error_ms": 300.0}, configured=False)
+    assert find_mistakes(done) == []
+    with pytest.raises(ConfigurationError, match="latency_error_ms: expected at least"):
+        change(start, {"latency_error_ms": 150.0}, configured=False)
+    with pytest.raises(ConfigurationError, match="picture_sizes"):
+        change(start, {"latency_error_ms": 300.0, "picture_sizes": "large"}, configured=False)
+
+
 def test_an_empty_list_is_as_good_as_none(context: Context) -> None:
     arguments = ["--ros-args", "-p", "image_topics:=[]", "-p", "threads:=[]"]
     node = Node("empty", context=context, cli_args=arguments)

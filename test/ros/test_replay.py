@@ -131,6 +131,19 @@ def test_a_loop_with_stamps_as_recorded(start: Callable[..., PlayerNode], peer: 
     assert (np.diff(clock) < 0).any()
 
 
+@pytest.mark.parametrize("rate_hz", [5.0, 40.0])
+def test_the_clock_of_another_pace_never_goes_back(
+    start: Callable[..., PlayerNode], peer: Peer, rate_hz: float
+) -> None:
+    _, clock = listen(peer)
+    player = start(clock=True, rate_hz=rate_hz)
+    assert player.play(threading.Event()) == COUNT
+    wait_until(lambda: clock and clock[-1] >= COUNT * 10**9 + 7, "the last stamp")
+    assert (np.diff(clock) >= 0).all()
+    # Between stamps a second apart it goes on evenly: 200 ms or 25 ms of ten each.
+    assert len(set(clock)) > 2 * COUNT
+
+
 def test_a_set_stop_ends_it(start: Callable[..., PlayerNode]) -> None:
     stop = threading.Event()
     stop.set()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from sparserefine_ros.ros.rhythm import Rhythm
@@ -77,3 +79,9 @@ def test_without_two_arrivals_there_is_no_rhythm() -> None:
     known.arrived(10.0)
     assert known.patience_s(10.03) == 0.0
     assert known.company_s(10.03) == single.company_s(10.03) == 0.0
+    assert known.due_s(10.03) == single.due_s(10.03) == math.inf
+
+
+def test_when_the_next_frame_is_due() -> None:
+    assert rhythm(0.033, 0.3).due_s(10.023) == pytest.approx(0.010)
+    assert rhythm(0.033, 0.3).due_s(10.043) == pytest.approx(-0.010)

@@ -73,25 +73,25 @@ def test_stamps_that_go_back_are_counted_and_missing_ones_are_not() -> None:
     stream.start()
     for second in (5, 6, 6, 2, 0, 3, 1):
         stream.take(image(second), {})
-    assert stream.report(FrameCounts(), warn_ms=0.0, subscribed=()).stamps_back == 2
+    assert stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=()).stamps_back == 2
     stream.start()
     stream.take(image(1), {})
-    again = stream.report(FrameCounts(), warn_ms=0.0, subscribed=())
+    again = stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=())
     assert (again.stamps_back, again.previous_stamps_back) == (2, 2)
 
 
 def test_silence_is_measured_from_the_last_frame(clock: FakeTime) -> None:
     stream = Stream(Camera("", "image"))
-    assert stream.report(FrameCounts(), warn_ms=0.0, subscribed=()).silent_s is None
+    assert stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=()).silent_s is None
     stream.start()
     clock.now_s += 3.0
-    assert stream.report(FrameCounts(), warn_ms=0.0, subscribed=()).silent_s == 3.0
+    assert stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=()).silent_s == 3.0
     frame = stream.take(image(1), {})
     assert (frame.arrived_s, frame.stream) == (103.0, stream)
     clock.now_s += 0.5
-    assert stream.report(FrameCounts(), warn_ms=0.0, subscribed=()).silent_s == 0.5
+    assert stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=()).silent_s == 0.5
     stream.stop()
-    assert stream.report(FrameCounts(), warn_ms=0.0, subscribed=()).silent_s is None
+    assert stream.report(FrameCounts(), busy_s=0.0, warn_ms=0.0, subscribed=()).silent_s is None
 
 
 def test_slowness_is_timed_without_breaks(clock: FakeTime) -> None:
@@ -101,12 +101,12 @@ def test_slowness_is_timed_without_breaks(clock: FakeTime) -> None:
     for processed, total_ms in enumerate((120.0, 130.0, 90.0, 110.0, 150.0), 1):
         stream.history.add(record(total_ms))
         counts = FrameCounts(received=processed, processed=processed)
-        slow_s.append(stream.report(counts, warn_ms=100.0, subscribed=()).slow_s)
+        slow_s.append(stream.report(counts, busy_s=0.0, warn_ms=100.0, subscribed=()).slow_s)
         clock.now_s += 2.0
     assert slow_s == [0.0, 2.0, 0.0, 0.0, 2.0]
     busy = dataclasses.replace(counts, received=counts.received + 1, in_flight=1)
-    assert stream.report(busy, warn_ms=100.0, subscribed=()).slow_s == 4.0
-    assert stream.report(busy, warn_ms=0.0, subscribed=()).slow_s == 0.0
+    assert stream.report(busy, busy_s=0.0, warn_ms=100.0, subscribed=()).slow_s == 4.0
+    assert stream.report(busy, busy_s=0.0, warn_ms=0.0, subscribed=()).slow_s == 0.0
 
 
 def test_an_idle_camera_is_not_slow(clock: FakeTime) -> None:
@@ -115,6 +115,6 @@ def test_an_idle_camera_is_not_slow(clock: FakeTime) -> None:
     stream.history.add(record(500.0))
     counts = FrameCounts(received=1, processed=1)
     for _ in range(3):
-        report = stream.report(counts, warn_ms=100.0, subscribed=())
+        report = stream.report(counts, busy_s=0.0, warn_ms=100.0, subscribed=())
         clock.now_s += 5.0
     assert report.slow_s == 0.0

@@ -354,3 +354,32 @@ def test_errors_in_a_batch(fails: str) -> None:
 
 def test_totals_of_nothing() -> None:
     assert FrameCounts.total([]) == FrameCounts()
+
+
+def test_who_waits_for_whom_and_how_long_that_takes() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def process(item: int) -> None:
+        begun.set()
+        gate.wait(10.0)
+
+    with running(process) as worker:
+        assert worker.waiting(0.0) == 0
+        assert worker.busy_s("front") == 0.0
+        worker.offer(0, "front")
+        assert begun.wait(10.0)
+        worker.offer(1, "front")  # waits for its own camera's frame
+        assert worker.waiting(0.0) == 0
+        worker.offer(2, "rear")
+        assert worker.waiting(100.0) == 1  # who knows when the next one comes
+        time.sleep(0.2)
+        worker.offer(3, "rear")
+        # The next one is due in 0.2 s, or a little more.
+        assert worker.waiting(0.1) == 1
+        assert worker.waiting(100.0) == 0
+        assert worker.busy_s("front") >= 0.2
+        assert worker.busy_s("rear") == 0.0
+        gate.set()
+        settle(worker)
+        assert worker.waiting(0.0) == 0
+        assert worker.busy_s("front") == 0.0

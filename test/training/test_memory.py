@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sparserefine_ros.training import memory
-from sparserefine_ros.training.memory import keep_freed_memory
+from sparserefine_ros.training.memory import keep_freed_memory, return_freed_memory
 
 _PROGRAM = """
 import resource, sys
@@ -39,6 +39,33 @@ def test_the_system_is_asked_once(package_environment: dict[str, str]) -> None:
     assert page_faults("default", package_environment) > 100
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can")
+def test_more_than_2_gib_are_kept_until_they_are_returned(
+    package_environment: dict[str, str],
+) -> None:
+    program = """
+import ctypes
+import numpy as np
+from sparserefine_ros.training.memory import keep_freed_memory, return_freed_memory
+sbrk = ctypes.CDLL(None).sbrk
+sbrk.restype = ctypes.c_void_p
+first = sbrk(0)
+assert keep_freed_memory()
+np.empty(5 << 29, np.uint8)  # not touched: it costs no memory
+kept = sbrk(0) - first
+return_freed_memory()
+print(kept >> 20, (sbrk(0) - first) >> 20)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=package_environment, capture_output=True, text=True, check=True
+    )
+    kept_mb, left_mb = (int(text) for text in done.stdout.split())
+    assert kept_mb > 2560
+    assert left_mb < 300
+
+
 def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     assert not keep_freed_memory()
+    return_freed_memory()
