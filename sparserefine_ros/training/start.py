@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a refiner from one that was trained for another dense model.
+"""Starts a refiner from one that was trained before, for this dense model or another.
 
 Most of what a refiner has learnt, how edges look at full resolution, does not depend on the dense
-model. What does is left as it was: the weights of the dense features; where the classes differ
-those of the logits, the head and the ensembler; where pictures are normalised otherwise those of
-RGB.
+model. What does is left as it was: the weights of another model's features; where the classes
+differ those of the logits, the head and the ensembler; where pictures are normalised otherwise
+those of RGB.
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ def _is_class_free(key: str) -> bool:
 
 
 def _copy_inputs(target: torch.Tensor, bundle: Bundle, learnt: torch.Tensor, source: Bundle) -> int:
-    """Copy the weights of RGB, and of the logits of the same classes; return how many."""
+    """Copy the weights of the inputs that mean the same; return how many."""
     if target.shape[0] != learnt.shape[0] or target.shape[2:] != learnt.shape[2:]:
         return 0
     here, there = _columns(bundle), _columns(source)
     same = {"logits"} if bundle.class_names == source.class_names else set()
     if _normalisation(bundle) == _normalisation(source):
         same.add("rgb")
+    if bundle.spec.dense.file.sha256 == source.spec.dense.file.sha256:
+        same.add("features")
     copied = 0
     for name in same & here.keys() & there.keys():
         part = target[:, here[name]]

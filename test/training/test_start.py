@@ -23,7 +23,12 @@ UNET = {"kind": "unet", "widths": [8, 12], "blocks": 1}
 
 
 def describe(
-    folder: Path, *, names: str = "abc", features: int = 0, refiner: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    names: str = "abc",
+    features: int = 0,
+    dense_weight: float = 1.0,
+    refiner: dict[str, Any] | None = None,
 ) -> None:
     """Write a bundle's description and dense model; the refiner's weights are still missing."""
     folder.mkdir()
@@ -39,7 +44,7 @@ def describe(
     }
     if refiner is not None:
         fields["refiner"] = {"file": {"path": "refiner.safetensors"}, **refiner}
-    weight = np.ones((len(names), 3), np.float32)
+    weight = np.full((len(names), 3), dense_weight, np.float32)
     write_pointwise_onnx(folder / "dense.onnx", weight, np.zeros(len(names), np.float32))
     (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
 
@@ -96,6 +101,7 @@ def test_dense_features_mean_something_else(tmp_path: Path) -> None:
         tmp_path / "target",
         seed=2,
         features=4,
+        dense_weight=2.0,
         refiner={**UNET, "inputs": ["rgb", "logits", "features"]},
     )
     refiner = new_refiner(bundle, 3)
@@ -108,6 +114,20 @@ def test_dense_features_mean_something_else(tmp_path: Path) -> None:
     assert all(torch.equal(after[key], given[key]) for key in after if key != stem)
     total = sum(value.numel() for value in after.values() if value.is_floating_point())
     assert share == pytest.approx(1.0 - 9 * 4 * 8 / total)
+
+
+def test_the_features_of_the_same_dense_model_mean_the_same(tmp_path: Path) -> None:
+    source, learnt = make_bundle(
+        tmp_path / "source", seed=1, features=4, refiner={**UNET, "inputs": ["features", "rgb"]}
+    )
+    bundle, _ = make_bundle(
+        tmp_path / "target", seed=2, features=4, refiner={**UNET, "inputs": ["rgb", "features"]}
+    )
+    refiner = new_refiner(bundle, 3)
+    assert start_from(refiner, bundle, source) == 1.0
+    stem = "extractor.stem.kernel"
+    after, given = refiner.state_dict()[stem], learnt.state_dict()[stem]
+    assert torch.equal(after, torch.cat([given[:, 4:], given[:, :4]], 1))
 
 
 def test_other_classes_keep_their_own_ends(tmp_path: Path) -> None:
