@@ -17,7 +17,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         SparseRefineError: the file cannot be written.
     """
-    aside = path.with_suffix(".tmp")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)
@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         SparseRefineError: the file cannot be written.
     """
-    aside = path.with_name(f".{path.name}.partial")
+    aside = _aside(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of UTF-8 text."""
     write_whole(path, text.encode())
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _cannot_write(path: Path, err: OSError) -> SparseRefineError:

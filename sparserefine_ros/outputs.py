@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.render import (
     contact_sheet,
     draw_entropy,
@@ -40,12 +40,20 @@ class ResultWriter:
         bundle: its classes and colours are used.
         video_fps: frames per second of the video.
         expected: number of frames to come, to spread the sheet over them; None when unknown.
+
+    Raises:
+        ConfigurationError: the folder cannot be created.
     """
 
     def __init__(
         self, folder: Path, bundle: Bundle, *, video_fps: float, expected: int | None = None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigurationError(
+                f"expected a folder for the results, got {folder}: {err.strerror}; choose another"
+            ) from err
         self.folder = folder
         self.frames = 0
         self._bundle = bundle

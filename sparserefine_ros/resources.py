@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,9 @@ def _candidates() -> Iterator[Path]:
     for prefix in filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
         yield Path(prefix) / "share" / _PACKAGE
     yield Path(sys.prefix) / "share" / _PACKAGE
+    # Where pip without a virtual environment puts them: for a user, and for root on Debian.
+    yield Path(site.getuserbase()) / "share" / _PACKAGE
+    yield Path(sysconfig.get_path("data")) / "share" / _PACKAGE
 
 
 def find_bundle(name_or_path: str) -> Path:

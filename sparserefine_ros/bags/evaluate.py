@@ -65,15 +65,16 @@ def evaluate_bag(
             if options.maps:
                 opened = open_writer(maps_folder(folder), storage="mcap", compression="zstd")
                 maps = closing.enter_context(opened)
-            desk = Desk(evaluators[0], maps, options, frames=frames.counts.announced)
+            desk = Desk(evaluators[0], maps, options, frames=frames.counts.expected)
             start_s = time.perf_counter()
-            _run(frames, labels, evaluators, desk, limit=options.subset.limit)
+            _run(frames, labels, evaluators, desk)
             seconds = time.perf_counter() - start_s
         if not desk.results:
             raise BagError(
                 f"expected a picture on {topic} of {path}, none of {frames.counts.messages} "
                 f"messages is one; {frames.counts.first_rejection or '; '.join(bag.damage)}"
             )
+        labels.check(frames.counts.missing, bag.damage)
         name = bag.path.resolve().name
         evaluation = gather(
             contest, desk.results, frames=frames.counts.messages, data=f"bag {name}, {topic}"
@@ -97,7 +98,8 @@ def _open_labels(bag: Bag, image_topic: str, options: BagOptions) -> Labels:
     if options.label_topic is not None:
         return TopicLabels(bag, check_image_topic(bag, options.label_topic))
     if options.label_folder is not None:
-        return FolderLabels(options.label_folder, bag.announced.get(image_topic, 0))
+        messages = bag.announced.get(image_topic, 0)
+        return FolderLabels(options.label_folder, messages, damage=bag.damage)
     return NoLabels()
 
 
@@ -106,8 +108,6 @@ def _run(
     labels: Labels,
     evaluators: Sequence[FrameEvaluator],
     desk: Desk,
-    *,
-    limit: int,
 ) -> None:
     classes = len(evaluators[0].pipeline.bundle.class_names)
     ways = [functools.partial(_segment, evaluator) for evaluator in evaluators]
@@ -116,8 +116,7 @@ def _run(
         contextlib.closing(side_by_side(ways, samples)) as segmented,
         Behind(desk.take, _DEPTH) as behind,
     ):
-        total = min(filter(None, (frames.counts.announced, limit)), default=0)
-        for item in tqdm(segmented, total=total, unit="frame", desc="evaluating"):
+        for item in tqdm(segmented, total=frames.counts.expected, unit="frame", desc="evaluating"):
             behind.add(item)
 
 

@@ -69,6 +69,7 @@ class BagCounts:
 
     Attributes:
         announced: messages the bag says it holds.
+        limit: the first messages that are wanted; 0 for all.
         messages: messages read.
         frames: pictures that could be used.
         rejected: messages that could not, by reason, see `sparserefine_ros.messages.REASONS`.
@@ -80,6 +81,7 @@ class BagCounts:
     """
 
     announced: int
+    limit: int = 0
     messages: int = 0
     frames: int = 0
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -89,12 +91,22 @@ class BagCounts:
     stamps_back: int = 0
     recorded_back: int = 0
 
+    @property
+    def expected(self) -> int:
+        """Messages to be read."""
+        return min(self.announced, self.limit or self.announced)
+
+    @property
+    def missing(self) -> int:
+        """Messages that were to be read, but are not there."""
+        return max(0, self.expected - self.messages)
+
     def to_json(self) -> Mapping[str, Any]:
         """Plain values, in a fixed order."""
         return {
             "announced": self.announced,
             "messages": self.messages,
-            "missing": max(0, self.announced - self.messages),
+            "missing": self.missing,
             "frames": self.frames,
             "rejected": dict(sorted(self.rejected.items())),
             "first_rejection": self.first_rejection,
@@ -118,7 +130,7 @@ class BagFrames:
     """
 
     def __init__(self, bag: Bag, topic: str, subset: Subset = ALL_FRAMES) -> None:
-        self.counts = BagCounts(announced=bag.announced.get(topic, 0))
+        self.counts = BagCounts(bag.announced.get(topic, 0), subset.limit)
         self._bag = bag
         self._topic = topic
         self._subset = subset

@@ -7,7 +7,7 @@ Shape legend: H, W picture.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,7 +22,7 @@ from sparserefine_ros.sources import natural_order
 
 # Labels recorded longer before or after their picture are not found.
 WINDOW_NS: Final = 10 * 10**9
-_STAMP: Final = re.compile(r"(?P<seconds>\d+)[._](?P<nanoseconds>\d{9})|(?P<whole>\d{10,})")
+_STAMP: Final = re.compile(r"(?P<seconds>\d+)[._](?P<nanoseconds>\d{9})|(?P<whole>[1-9]\d{9,})")
 
 
 class Labels(Protocol):
@@ -37,6 +37,17 @@ class Labels(Protocol):
     def __call__(self, frame: BagFrame) -> NDArray[Any] | None:
         """Label image of a frame as it is stored, [H, W]; None where there is none."""
 
+    def check(self, missing: int, damage: Sequence[str]) -> None:
+        """Make sure, at the end, that each frame had its own.
+
+        Args:
+            missing: messages of pictures that could not be read.
+            damage: what else of the bag could not.
+
+        Raises:
+            BagError: no frame had labels, or some may have had those of others.
+        """
+
 
 class NoLabels:
     """For bags without labels."""
@@ -45,6 +56,9 @@ class NoLabels:
 
     def __call__(self, frame: BagFrame) -> None:
         """None."""
+
+    def check(self, missing: int, damage: Sequence[str]) -> None:
+        """Nothing was asked for."""
 
 
 class TopicLabels:
@@ -56,7 +70,8 @@ class TopicLabels:
     """
 
     def __init__(self, bag: Bag, topic: str) -> None:
-        self.unusable = 0
+        self.unusable = self._found = 0
+        self._topic = topic
         self._source: Iterator[Recorded] = iter(bag.messages([topic]))
         # Recording time and pixels, by stamp, of labels whose picture has not come.
         self._waiting: dict[int, tuple[int, NDArray[Any]]] = {}
@@ -76,7 +91,17 @@ class TopicLabels:
         for stamp in [at for at, (log_ns, _) in self._waiting.items() if log_ns < oldest_ns]:
             del self._waiting[stamp]
         found = self._waiting.pop(stamp_ns, None)
+        self._found += found is not None
         return found and found[1]
+
+    def check(self, missing: int, damage: Sequence[str]) -> None:
+        """See `Labels.check`."""
+        if not self._found:
+            raise BagError(
+                f"expected labels on {self._topic} with the stamps of the pictures, recorded "
+                f"within {WINDOW_NS // 10**9} s of them, found none; {self.unusable} messages "
+                "there are no labels or have no stamp"
+            )
 
     def _keep(self, recorded: Recorded) -> None:
         try:
@@ -85,7 +110,11 @@ class TopicLabels:
         except ImageError:
             self.unusable += 1
             return
-        self._waiting[header_of(message).stamp_ns] = (recorded.log_ns, labels)
+        stamp_ns = header_of(message).stamp_ns
+        if stamp_ns == 0:  # it was never set, and would suit every picture without one
+            self.unusable += 1
+            return
+        self._waiting[stamp_ns] = (recorded.log_ns, labels)
 
 
 class FolderLabels:
@@ -97,15 +126,19 @@ class FolderLabels:
     Args:
         folder: of PNG files that hold a class id per pixel.
         messages: number of messages of the image topic.
+        damage: what of the bag cannot be read.
 
     Raises:
-        BagError: no such file, or another number of them than of messages.
+        BagError: no such file, or, where the order decides, another number of them than of
+            messages, or a damaged bag.
     """
 
     unusable = 0
 
-    def __init__(self, folder: Path, messages: int) -> None:
-        files = sorted(folder.glob("*.png"), key=natural_order)
+    def __init__(self, folder: Path, messages: int, *, damage: Sequence[str] = ()) -> None:
+        self._folder, self._found = folder, 0
+        seen = (path for path in folder.glob("*.png") if not path.name.startswith("."))
+        files = sorted(seen, key=natural_order)
         if not files:
             raise BagError(f"expected a folder of label images (*.png), found none in {folder}")
         stamps = [_stamp_ns(path.stem) for path in files]
@@ -119,6 +152,7 @@ class FolderLabels:
                 "12.500000000.png, if some pictures have none"
             )
         else:
+            self._refuse_holes(0, damage)
             self._files = dict(enumerate(files))
 
     def __call__(self, frame: BagFrame) -> NDArray[Any] | None:
@@ -128,7 +162,27 @@ class FolderLabels:
             DatasetError: the file cannot be read.
         """
         path = self._files.get(frame.header.stamp_ns if self._by_stamp else frame.index)
+        self._found += path is not None
         return None if path is None else read_label_file(path)
+
+    def check(self, missing: int, damage: Sequence[str]) -> None:
+        """See `Labels.check`."""
+        if not self._found:
+            raise BagError(
+                f"expected label images in {self._folder} named by the stamps of the pictures, "
+                "none of the names is one; see docs/bags.md"
+            )
+        if not self._by_stamp:
+            self._refuse_holes(missing, damage)
+
+    def _refuse_holes(self, missing: int, damage: Sequence[str]) -> None:
+        """Behind a hole every picture would get the labels of another."""
+        if missing or damage:
+            raise BagError(
+                f"expected a whole bag for the label images in {self._folder}, which go by their "
+                f"order, got {'; '.join(damage) or f'{missing} messages too few'}; name them by "
+                "the stamp of their picture, as in 12.500000000.png"
+            )
 
 
 def _stamp_ns(name: str) -> int | None:

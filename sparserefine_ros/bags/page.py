@@ -90,10 +90,14 @@ def _setting(result: BagResult) -> Iterable[str]:
 def _warnings(result: BagResult) -> Iterable[str]:
     """What a reader must know before trusting the numbers."""
     counts = result.counts
-    missing, rejected = counts.announced - counts.messages, sum(counts.rejected.values())
+    missing, rejected = counts.missing, sum(counts.rejected.values())
+    labelled = _labelled(result)
     found = [
         *result.damage,
-        f"{missing} of {counts.announced} messages are missing" if missing > 0 else "",
+        f"{missing} of {counts.expected} messages are missing" if missing else "",
+        f"only {labelled} of {len(result.rows)} pictures have labels"
+        if result.labels and labelled < len(result.rows)
+        else "",
         f"{rejected} pictures could not be used: {counts.first_rejection}" if rejected else "",
         f"{result.unusable_labels} label images could not be used"
         if result.unusable_labels

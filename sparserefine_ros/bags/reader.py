@@ -191,6 +191,8 @@ def _plan_of_metadata(folder: Path) -> _Plan:
         for entry in about["topics_with_message_count"]:
             topic = entry["topic_metadata"]["name"]
             announced[topic] = announced.get(topic, 0) + int(entry["message_count"])
+        if not files:
+            raise ValueError("it names no files")
         return _Plan(files, announced)
     except OSError as err:
         raise BagError(

@@ -42,6 +42,9 @@ class RecordOptions:
         storage: "mcap" or "sqlite3".
         compression: "none" or "zstd".
         frame_id: coordinate frame in the headers.
+
+    Raises:
+        ConfigurationError: an impossible rate or limit.
     """
 
     rate_hz: float = 10.0
@@ -51,6 +54,12 @@ class RecordOptions:
     storage: str = "mcap"
     compression: str = "none"
     frame_id: str = "camera"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
+            raise ConfigurationError(f"expected a rate above 0 Hz, got {self.rate_hz}")
+        if self.limit < 0:
+            raise ConfigurationError(f"expected a limit of 0 (all) or more, got {self.limit}")
 
 
 def record_dataset(dataset: SegmentationDataset, folder: Path, options: RecordOptions) -> int:
@@ -82,10 +91,6 @@ def record_source(source: FrameSource, folder: Path, options: RecordOptions) -> 
 def _record(
     pictures: Iterator[Picture], folder: Path, options: RecordOptions, total: int | None
 ) -> int:
-    if not (math.isfinite(options.rate_hz) and options.rate_hz > 0):
-        raise ConfigurationError(f"expected a rate above 0 Hz, got {options.rate_hz}")
-    if options.limit < 0:
-        raise ConfigurationError(f"expected a limit of 0 (all) or more, got {options.limit}")
     count = 0
     with write_bag(folder, storage=options.storage, compression=options.compression) as bag:
         some = islice(pictures, options.limit or None)

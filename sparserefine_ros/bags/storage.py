@@ -168,8 +168,11 @@ class ScannedSqlite:
         self.damage = damage
         self.types: dict[str, str] = {}
         self.counts: dict[str, int] = {}
-        self._file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        with contextlib.suppress(sqlite3.DatabaseError):
+        # Opened in one thread and read in another, but never in two at a time.
+        self._file = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+        )
+        with _up_to_the_cut():
             # Otherwise a file shorter than its header says is refused as a whole.
             self._file.execute("PRAGMA writable_schema = ON")
             self._topics = {
@@ -184,7 +187,7 @@ class ScannedSqlite:
     def messages(self, topics: Collection[str]) -> Iterator[Recorded]:
         """The messages of some topics in the order they were written."""
         query = "SELECT topic_id, timestamp, data FROM messages NOT INDEXED"
-        with contextlib.suppress(sqlite3.DatabaseError):
+        with _up_to_the_cut():
             for number, log_ns, data in self._file.execute(query):
                 topic, kind = self._topics.get(number, ("", ""))
                 if topic in topics:
@@ -193,6 +196,17 @@ class ScannedSqlite:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def _up_to_the_cut() -> Iterator[None]:
+    """Let reading end where the file does; mistakes of our own are raised."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.DatabaseError:
+        pass
 
 
 _SCANNED: Final[dict[str, Callable[[Path, str], Storage]]] = {

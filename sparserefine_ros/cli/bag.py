@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -105,13 +106,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         streams=options.streams,
     )
     bundle, how = open_bundle(options), pipeline_options(options)
-    out = options.out or Path(f"{options.bag[0].resolve().stem}_results")
+    out = options.out or Path(f"{_name_of(options.bag[0])}_results")
     folders = evaluate_bags(options.bag, out, bundle, how, what, jobs=options.jobs)
     if len(folders) > 1:
         print(format_table(summarise(folders, out)))
     for folder in folders:
         print(_describe(folder))
         print(f"report written to {folder / PAGE}")
+
+
+def _name_of(bag: Path) -> str:
+    """A folder's name may hold dots, of a file they begin the suffix."""
+    path = bag.resolve()
+    return path.name if path.is_dir() else re.sub(r"\.(mcap|db3)(\.zstd)?$", "", path.name)
 
 
 def _describe(folder: Path) -> str:
@@ -127,9 +134,10 @@ def _describe(folder: Path) -> str:
         f"mean IoU {name} {part['miou']:.2%}"
         for name, part in (scores["variants"].items() if scores else ())
     ]
-    messages = metrics["messages"]
+    messages, labelled = metrics["messages"], metrics["labelled_frames"]
     parts = [
         f"{metrics['bag']}: {metrics['frames']} of {messages['announced']} pictures",
+        *([f"labels for {labelled} of them"] if 0 < labelled < metrics["frames"] else []),
         *ious,
         f"refined {metrics['refined_share']:.1%}",
         f"mean entropy {metrics['mean_entropy_nats']:.3f} nats",

@@ -49,14 +49,16 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from sparserefine_ros.evaluation.evaluation import Evaluation
-    from sparserefine_ros.evaluation.report import prepare_folder, write_report
+    from sparserefine_ros.evaluation.report import prepare_folder, prepare_report, write_report
     from sparserefine_ros.evaluation.storage import read_json, write_json
     from sparserefine_ros.evaluation.table import format_table
 
     if options.merge:
         _refuse_others(options, parser)
-    for folder in filter(None, (options.out, options.json and options.json.parent)):
-        prepare_folder(folder)
+    if options.out:
+        prepare_report(options.out)
+    if options.json:
+        prepare_folder(options.json.parent)
     if options.merge:
         evaluation = Evaluation.merged([read_json(path) for path in options.merge])
         gallery = None

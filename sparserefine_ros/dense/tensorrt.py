@@ -39,6 +39,12 @@ _TORCH_TYPES: Final = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    # Of outputs that the bundle does not use.
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
 }
 
 
@@ -155,6 +161,8 @@ class TensorRtSegmenter:
         """Buffers for network inputs of `shape`; kept until another one comes."""
         if self._buffers is not None and tuple(self._buffers.input.shape) == shape:
             return self._buffers
+        # Whatever fails from here on, buffers of another shape must not be run again.
+        self._buffers = None
         if not self._context.set_input_shape(self._contract.input.name, shape):
             lowest, _, highest = self._engine.get_tensor_profile_shape(self._contract.input.name, 0)
             raise ModelOutputError(
@@ -206,7 +214,8 @@ class _Buffers:
         self._captures = False
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Other threads may allocate meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 taken = self._enqueue()
         except RuntimeError as err:
             logger.warning("the engine runs without a CUDA graph: %s", err)

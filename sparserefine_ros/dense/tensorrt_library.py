@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,8 @@ _INSTALL: Final = {
 OLDEST_MAJOR: Final = {"tensorrt": 10, "tensorrt_rtx": 1}
 PORTABLE: Final = "portable, compute capability 8.0 and later"
 TURING: Final = (7, 5)
+
+_listening: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Library:
     def complaints(self) -> Iterator[list[str]]:
         """The errors that TensorRT logs meanwhile, first cause first."""
         heard: list[str] = []
-        self.log.listeners.append(heard)
+        with _listening:
+            self.log.listeners.append(heard)
         try:
             yield heard
         finally:
-            self.log.listeners.remove(heard)
+            with _listening:  # lists of other threads may be equal to this one
+                self.log.listeners[:] = [each for each in self.log.listeners if each is not heard]
 
 
 @functools.cache

@@ -37,6 +37,20 @@ def prepare_folder(folder: Path) -> None:
         ) from err
 
 
+def prepare_report(folder: Path) -> None:
+    """`prepare_folder`, and make sure that no pictures but those of a report will be replaced.
+
+    Raises:
+        ConfigurationError: it cannot be written to, or holds such pictures.
+    """
+    prepare_folder(folder)
+    if (folder / PICTURES).exists() and not (folder / PAGE).exists():
+        raise ConfigurationError(
+            f"expected a folder for a report, got {folder}, whose {PICTURES} are none of a report; "
+            "choose another folder"
+        )
+
+
 def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) -> Path:
     """Write the report; an earlier one in the folder is replaced, other files are left alone.
 
@@ -51,9 +65,9 @@ def write_report(evaluation: Evaluation, folder: Path, gallery: Gallery | None) 
         the page.
 
     Raises:
-        ConfigurationError: the folder cannot be written to.
+        ConfigurationError: the folder cannot be written to, or holds pictures of another kind.
     """
-    prepare_folder(folder)
+    prepare_report(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
         new = Path(scratch) / "new"
         (new / PICTURES).mkdir(parents=True)

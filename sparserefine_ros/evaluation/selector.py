@@ -62,13 +62,23 @@ class SelectionScore(Counts):
 
     @property
     def recall(self) -> float:
-        """Share of wrong pixels that were selected, 0 .. 1 (1 when none is wrong)."""
+        """Share of wrong pixels that were selected, 0 .. 1.
+
+        1 when none is wrong, NaN when none is labelled.
+        """
+        if not self.counts[:, _LABELLED].any():
+            return math.nan
         wrong = self.counts[:, _WRONG].sum()
         return float(self.counts[_SELECTED, _WRONG] / wrong) if wrong else 1.0
 
     @property
     def precision(self) -> float:
-        """Share of the selected labelled pixels that were wrong, 0 .. 1 (1 when none selected)."""
+        """Share of the selected labelled pixels that were wrong, 0 .. 1.
+
+        1 when none of them is selected, NaN when none is labelled.
+        """
+        if not self.counts[:, _LABELLED].any():
+            return math.nan
         labelled = self.counts[_SELECTED, _LABELLED]
         return float(self.counts[_SELECTED, _WRONG] / labelled) if labelled else 1.0
 

@@ -83,14 +83,14 @@ def scores_to_json(evaluation: Evaluation, *, times: bool = True) -> dict[str, A
         "frames": len(evaluation.frames),
         **_latency(evaluation, evaluation.final, told=times),
         "density": selection.density,
-        "selector_recall": selection.recall,
-        "selector_precision": selection.precision,
+        "selector_recall": _number(selection.recall),
+        "selector_precision": _number(selection.precision),
         "selector_curve": [
             {
                 "threshold_nats": threshold,
                 "density": score.density,
-                "recall": score.recall,
-                "precision": score.precision,
+                "recall": _number(score.recall),
+                "precision": _number(score.precision),
             }
             for threshold, score in zip(curve.thresholds.tolist(), curve.scores(), strict=True)
         ],

@@ -18,11 +18,20 @@ class Subset:
         limit: the first frames only; 0 for all.
         shard: which part of them, 1 .. shards.
         shards: number of parts; each takes every so many-th frame.
+
+    Raises:
+        ConfigurationError: a negative limit.
     """
 
     limit: int = 0
     shard: int = 1
     shards: int = 1
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigurationError(
+                f"expected a limit of 0 (all) or more frames, got {self.limit}"
+            )
 
     def total(self, available: int) -> int:
         """Number of frames of all parts together."""
@@ -32,12 +41,8 @@ class Subset:
         """Places of this part's frames in a data set of so many frames.
 
         Raises:
-            ConfigurationError: a negative limit, or no frame is left.
+            ConfigurationError: no frame is left.
         """
-        if self.limit < 0:
-            raise ConfigurationError(
-                f"expected a limit of 0 (all) or more frames, got {self.limit}"
-            )
         indices = range(self.shard - 1, self.total(available), self.shards)
         if not indices:
             raise ConfigurationError(

@@ -13,6 +13,10 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
+
+
 def describe_selection(evaluation: Evaluation) -> str:
     """How many frames, and which of their pixels were refined."""
     score, setting, done = evaluation.tally.selection, evaluation.setting, len(evaluation.frames)
@@ -21,5 +25,5 @@ def describe_selection(evaluation: Evaluation) -> str:
         return f"{frames}. Nothing refined: the bundle has no refiner"
     return (
         f"{frames}. Selector: {setting.selector}: density {score.density:.1%}, "
-        f"recall {score.recall:.1%}, precision {score.precision:.1%}"
+        f"recall {_share(score.recall)}, precision {_share(score.precision)}"
     )

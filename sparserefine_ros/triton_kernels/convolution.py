@@ -320,7 +320,7 @@ def convolve(
     with launching_on(x):
         _convolve_kernel[tiles](
             x, pitch(x), table, weights.values, features, pitch(features), factors,
-            *finish, partial, count, x.shape[0], _size_class(count),
+            *finish, partial, count, x.shape[0], size_class(count),
             TAPS=weights.taps, CHANNELS=weights.inputs,
             EXTRA_CHANNELS=0 if extra is None else extra[1].inputs,
             OUTPUTS=outputs, WEIGHT_PITCH=weights.values.shape[1], RELU=relu, SPLIT=split,
@@ -344,9 +344,14 @@ def pitch(features: Tensor | None) -> int:
     return 0 if features is None else features.stride(0)
 
 
-def _size_class(count: int) -> int:
+def size_class(count: int) -> int:
     """Row counts within a factor of four share what was measured."""
     return (count.bit_length() + 1) // 2
+
+
+def tuned() -> int:
+    """For how many sizes and shapes tiles have been chosen in this process."""
+    return len(_convolve_kernel.cache)
 
 
 def _choose_split(count: int, weights: Weights, device: torch.device) -> int:

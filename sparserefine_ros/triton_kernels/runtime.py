@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -24,6 +25,8 @@ def _asked_for_interpreter() -> bool:
 # How the kernels of this process were defined.
 INTERPRETED: Final = _asked_for_interpreter()
 
+_launching: Final = threading.RLock()
+
 
 def suits(device: torch.device) -> bool:
     """Whether kernels run on tensors of that device; the interpreter takes any, while asked for."""
@@ -37,9 +40,12 @@ def check_device(device: torch.device) -> None:
         device: where the tensors are.
 
     Raises:
-        BackendError: no CUDA device in this machine, or the tensors are elsewhere.
+        BackendError: no CUDA device in this machine, the tensors are elsewhere, or Triton does not
+            start.
     """
     if suits(device):
+        if device.type == "cuda":
+            _start_driver(device)
         return
     if not torch.cuda.is_available():
         raise BackendError(
@@ -53,9 +59,28 @@ def check_device(device: torch.device) -> None:
     )
 
 
-def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it that of the tensor."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def _start_driver(device: torch.device) -> None:
+    """Triton compiles a piece of C when it is first used: let that fail here, not in a frame."""
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_device()
+    except Exception as err:  # of many kinds: no compiler, no headers, no driver
+        raise BackendError(
+            f"expected Triton to start on {device}, it does not ({err}); it needs a C compiler and "
+            "Python's headers: apt install gcc python3-dev; or choose sparse engine compiled"
+        ) from err
+
+
+@contextlib.contextmanager
+def launching_on(tensor: torch.Tensor) -> Iterator[None]:
+    """Triton launches on the current device: make it that of the tensor.
+
+    One thread at a time: the tuner keeps the arguments of a launch in the kernel.
+    """
+    there = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    with _launching, there:
+        yield
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.sparse.engines import open_engine
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
+from sparserefine_ros.triton_kernels.convolution import size_class, tuned
 from sparserefine_ros.triton_kernels.fusion import TritonGate, measure_uncertainty
 from sparserefine_ros.triton_kernels.runtime import check_device
 from sparserefine_ros.triton_kernels.topology import plan_from_mask
@@ -100,12 +101,9 @@ class TritonRefineStage:
         """
         if selection.count == 0:
             return None
-        # Tuning distinguishes numbers of rows by factors of four.
-        size_class = selection.count.bit_length() // 2
-        self.settled = size_class in self._met
-        self._met.add(size_class)
+        self.settled, before = False, tuned()
         try:
-            return self._refine(image, dense, selection, clock)
+            found = self._refine(image, dense, selection, clock)
         except (triton.CompilationError, triton.OutOfResources) as err:
             raise BackendError(
                 f"expected {self._device} to take Triton's kernels, it does not ({err}); choose "
@@ -116,6 +114,12 @@ class TritonRefineStage:
                 f"expected memory on {self._device} to refine {selection.count} pixels, it ran out "
                 f"({err}); lower max_refined_pixels, or free memory of the GPU"
             ) from err.with_traceback(None)  # which would hold the tensors of the failed run
+        # Sizes of the levels below, and how taps are shared out, may be new where that of the
+        # pixels is not.
+        kind = size_class(selection.count)
+        self.settled = tuned() == before and kind in self._met
+        self._met.add(kind)
+        return found
 
     @torch.inference_mode()
     def _refine(

@@ -102,5 +102,4 @@ def _of_bag(bag: Bag, topic: str, limit: int) -> Footage:
     shots = (
         Shot(frame.index, frame.header.text, frame.image, frame.header.stamp_ns) for frame in frames
     )
-    total = min(filter(None, (counts.announced, limit)), default=0)
-    return Footage(shots, total, FOLDER_FPS, remarks)
+    return Footage(shots, counts.expected, FOLDER_FPS, remarks)

@@ -7,10 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from bags.conftest import tiny_bag
 
 from sparserefine_ros.bags import library
+from sparserefine_ros.bags.frames import BagFrames
+from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.cli import main
 from sparserefine_ros.cli.bag import evaluate_bag
 from sparserefine_ros.errors import BackendError
@@ -47,6 +51,36 @@ def test_evaluate_several_and_merge(
     assert run("merge", out / "a", out / "b", "--out", merged) == 0
     assert "2 frames" in capsys.readouterr().out
     assert (merged / "summary.json").read_bytes() == (out / "summary.json").read_bytes()
+
+
+def test_bags_whose_names_hold_dots_have_results_of_their_own(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = ["--image-topic", "/image", "--bundle", tiny_bundle, "--threads", 1, "--no-maps"]
+    for name in ("run.1", "run.2"):
+        (storage,) = tiny_bag(tmp_path / name, 1).glob("*.mcap")
+        assert run("evaluate", tmp_path / name, *how) == 0
+    assert run("evaluate", storage, *how) == 0
+    found = {path.name for path in tmp_path.glob("*_results")}
+    assert found == {"run.1_results", "run.2_results", f"{storage.stem}_results"}
+
+
+def test_labels_of_some_pictures_are_said(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, truth = tiny_bag(tmp_path / "bag", 2), tmp_path / "truth"
+    how = ["--image-topic", "/image", "--bundle", tiny_bundle, "--threads", 1, "--no-maps"]
+    how += ["--out", tmp_path / "out"]
+    truth.mkdir()
+    with Bag(bag) as opened:
+        frames = list(BagFrames(opened, "/image"))
+    labels = np.zeros(frames[0].image.shape[:2], np.uint8)
+    assert cv2.imwrite(str(truth / f"{frames[1].header.text}.png"), labels)
+    assert run("evaluate", bag, "--labels", truth, *how) == 0
+    assert "labels for 1 of them" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "only 1 of 2 pictures have labels" in page
 
 
 def test_the_executable(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

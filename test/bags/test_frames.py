@@ -174,8 +174,24 @@ def test_labels_far_from_their_picture_are_not_found(tmp_path: Path) -> None:
         raw(labels_of(1), "mono8", 9, topic="/truth", log_ns=WINDOW_NS + 1),
         raw(labels_of(1), "mono8", 1, topic="/truth", log_ns=WINDOW_NS + 2),
     ]
-    found, _ = paired(tmp_path / "bag", entries)
+    found, labels = paired(tmp_path / "bag", entries)
     assert found == [None]
+    with pytest.raises(BagError, match=r"expected labels on /truth .* within 10 s of them, found"):
+        labels.check(0, ())
+
+
+def test_labels_without_a_stamp_belong_to_no_picture(tmp_path: Path) -> None:
+    entries = [
+        raw(RGB, "rgb8", 0, log_ns=1),
+        raw(labels_of(1), "mono8", 0, topic="/truth", log_ns=2),
+        raw(RGB, "rgb8", 1, log_ns=3),
+        raw(labels_of(2), "mono8", 1, topic="/truth", log_ns=4),
+    ]
+    found, labels = paired(tmp_path / "bag", entries)
+    assert found[0] is None
+    np.testing.assert_array_equal(found[1], labels_of(2))
+    assert labels.unusable == 1
+    labels.check(0, ())
 
 
 def test_compressed_labels_and_unusable_ones(tmp_path: Path) -> None:
@@ -212,6 +228,41 @@ def test_a_folder_of_labels_by_order_or_by_stamp(tmp_path: Path) -> None:
     np.testing.assert_array_equal(by_stamp(frames[2]), labels_of(0))
     assert by_stamp(frames[1]) is None
     np.testing.assert_array_equal(by_stamp(frames[0]), labels_of(1))
+
+
+def test_numbers_that_begin_with_zeros_are_no_stamps(tmp_path: Path) -> None:
+    frames, _ = read(tmp_path / "bag", [raw(RGB, "rgb8", k + 1) for k in range(2)])
+    folder = write_labels(tmp_path / "a", ["0000000000.png", "0000000001.png"])
+    (folder / "._0000000000.png").write_bytes(b"what another system keeps beside a file")
+    labels = FolderLabels(folder, 2)
+    for seed, frame in enumerate(frames):
+        np.testing.assert_array_equal(labels(frame), labels_of(seed))
+    labels.check(0, ())
+
+
+def test_labels_by_order_need_a_whole_bag(tmp_path: Path) -> None:
+    frames, _ = read(tmp_path / "bag", [raw(RGB, "rgb8", 10**9)])
+    by_order = write_labels(tmp_path / "a", ["x.png"])
+    with pytest.raises(
+        BagError, match=r"a whole bag .* go by their order, got it is cut off; name"
+    ):
+        FolderLabels(by_order, 1, damage=("it is cut off",))
+    labels = FolderLabels(by_order, 1)
+    labels(frames[0])
+    with pytest.raises(BagError, match=r"a whole bag .* got 2 messages too few; name"):
+        labels.check(2, ())
+    # Stamps tell which is which, whatever is missing.
+    by_stamp = FolderLabels(write_labels(tmp_path / "b", ["1000000000.png"]), 1, damage=("cut",))
+    assert by_stamp(frames[0]) is not None
+    by_stamp.check(2, ("cut",))
+
+
+def test_a_folder_of_labels_for_other_pictures(tmp_path: Path) -> None:
+    frames, _ = read(tmp_path / "bag", [raw(RGB, "rgb8", 10**9)])
+    labels = FolderLabels(write_labels(tmp_path / "a", ["2.000000000.png"]), 1)
+    assert labels(frames[0]) is None
+    with pytest.raises(BagError, match="named by the stamps of the pictures, none of the names"):
+        labels.check(0, ())
 
 
 def test_mistakes_with_a_folder_of_labels(tmp_path: Path) -> None:

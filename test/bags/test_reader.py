@@ -13,11 +13,16 @@ from bags.recording import IMAGE, SENSOR_QOS, TEXT, Entry, raw, record, storage_
 from rosbags.rosbag2 import CompressionMode
 
 from sparserefine_ros.bags.frames import BagFrames
+from sparserefine_ros.bags.overlap import read_ahead
 from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.topics import check_image_topic, choose_image_topic
 from sparserefine_ros.errors import BagError
+from sparserefine_ros.evaluation.subset import Subset
 
 COUNT = 6
+EMPTY = """
+rosbag2_bagfile_information: {relative_file_paths: [], topics_with_message_count: []}
+"""
 ZSTD_MAGIC = re.escape(b"\x28\xb5\x2f\xfd")
 FORMS = [
     ("mcap", CompressionMode.NONE),
@@ -70,7 +75,9 @@ def test_qos_of_the_metadata_does_not_matter(tmp_path: Path, storage: str) -> No
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-@pytest.mark.parametrize("metadata", [None, "- damaged: [", "rosbag2_bagfile_information: {}"])
+@pytest.mark.parametrize(
+    "metadata", [None, "- damaged: [", "rosbag2_bagfile_information: {}", EMPTY]
+)
 def test_a_folder_without_usable_metadata(
     tmp_path: Path, storage: str, metadata: str | None
 ) -> None:
@@ -110,6 +117,19 @@ def test_a_cut_off_file_is_read_as_far_as_it_is_whole(
     assert len(found) >= COUNT * share - 3
     np.testing.assert_array_equal(found, pictures()[: len(found)])
     assert frames.counts.to_json()["missing"] == COUNT - len(found)
+    # Evaluation reads in a thread of its own.
+    with Bag(bag) as opened:
+        read = read_ahead((frame.image.copy() for frame in BagFrames(opened, "/image")), 2)
+        np.testing.assert_array_equal(list(read), found)
+
+
+def test_what_is_beyond_the_limit_is_not_missing(tmp_path: Path) -> None:
+    bag = record(tmp_path / "bag", entries(30, 40))
+    with Bag(bag) as opened:
+        frames = BagFrames(opened, "/image", Subset(2))
+        assert len(list(frames)) == 2
+    counts = frames.counts
+    assert (counts.announced, counts.expected, counts.missing) == (COUNT, 2, 0)
 
 
 def damage_second_chunk(path: Path, *, cut: int = 0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from conftest import smooth_picture
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.backends import installed_package
+from sparserefine_ros.dense.contract import GraphTensor
 from sparserefine_ros.dense.options import EngineOptions
 from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
-from sparserefine_ros.dense.tensorrt import RefusedEngineError, _refusal
-from sparserefine_ros.dense.tensorrt_library import load_library
+from sparserefine_ros.dense.tensorrt import RefusedEngineError, TensorRtSegmenter, _refusal
+from sparserefine_ros.dense.tensorrt_library import Library, load_library
 from sparserefine_ros.errors import BackendError, ModelOutputError
 
 STREET = Path(__file__).parents[2] / "models" / "street_small"
@@ -69,6 +71,79 @@ def test_an_engine_is_built_again_only_where_that_can_help(said: str, again: boo
     assert isinstance(error, RefusedEngineError) is again
 
 
+class FakeContext:
+    """Takes any shape; the outputs have that of the input."""
+
+    shape: tuple[int, ...] = ()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return shape[0] < 9
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        pass
+
+
+def fake_segmenter(*outputs: GraphTensor) -> TensorRtSegmenter:
+    segmenter = TensorRtSegmenter.__new__(TensorRtSegmenter)
+    given = GraphTensor("image", (-1, 3, -1, -1), "float32")
+    profile = SimpleNamespace(get_tensor_profile_shape=lambda *_: ((1,), (1,), (8,)))
+    parts: dict[str, Any] = {
+        "_buffers": None, "_context": FakeContext(), "_engine": profile, "_outputs": list(outputs),
+        "_contract": SimpleNamespace(input=given), "_device": torch.device("cpu"),
+        "_captures": False,
+    }  # fmt: skip
+    vars(segmenter).update(parts)
+    return segmenter
+
+
+LOGITS = GraphTensor("logits", (-1, 11, -1, -1), "float32")
+
+
+def test_buffers_of_another_shape_are_not_run_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter, small, large = fake_segmenter(LOGITS), (1, 3, 8, 8), (4, 3, 8, 8)
+    first = segmenter._fit(small)
+    assert segmenter._fit(small) is first
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", raise_out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            segmenter._fit(large)
+    again = segmenter._fit(small)
+    assert again is not first
+    assert segmenter._context.shape == again.input.shape == small
+    with pytest.raises(ModelOutputError, match="give picture_sizes and max_batch"):
+        segmenter._fit((9, 3, 8, 8))
+    assert segmenter._fit(small) is not again
+
+
+def raise_out_of_memory(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("element", ["int64", "int32", "uint8", "bool"])
+def test_an_output_that_nobody_uses_may_be_of_any_type(element: str) -> None:
+    labels = GraphTensor("labels", (-1, -1, -1), element)
+    buffers = fake_segmenter(LOGITS, labels)._fit((1, 3, 8, 8))
+    assert str(buffers.outputs["labels"].dtype) == f"torch.{element}"
+
+
+def test_errors_are_heard_by_those_who_listen_and_all_leave_in_any_order() -> None:
+    log = SimpleNamespace(listeners=[])
+    library = Library("tensorrt", None, log)
+    first, second = library.complaints(), library.complaints()
+    heard_first, heard_second = first.__enter__(), second.__enter__()
+    second.__exit__(None, None, None)
+    assert [each is heard_first for each in log.listeners] == [True]
+    log.listeners[0].append("late")
+    first.__exit__(None, None, None)
+    assert (heard_first, heard_second, log.listeners) == (["late"], [], [])
+
+
 @needs_gpu
 @pytest.mark.parametrize("precision", ["model", "fp16"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -97,7 +172,7 @@ def test_a_range_of_sizes(flavour: str, tmp_path: Path) -> None:
         found, expected = segment([image])[0].logits, reference([image])[0].logits
         np.testing.assert_array_equal(found.shape, expected.shape)
         assert (found.argmax(0) == expected.argmax(0)).float().mean().item() >= 0.995
-    with pytest.raises(ModelOutputError, match="give picture_sizes that hold it"):
+    with pytest.raises(ModelOutputError, match="give picture_sizes and max_batch that hold it"):
         segment([smooth_picture(256, 512)])
     assert segment([smooth_picture(64, 96)])[0].size == (64, 96)
 

@@ -20,7 +20,7 @@ from sparserefine_ros.errors import ConfigurationError, ImageError
 from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.pictures import Gallery
-from sparserefine_ros.evaluation.report import prepare_folder, write_report
+from sparserefine_ros.evaluation.report import prepare_folder, prepare_report, write_report
 from sparserefine_ros.evaluation.scores import Variant
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -142,6 +142,17 @@ def test_an_earlier_report_is_replaced_and_other_files_stay(
     assert {file.name for file in tmp_path.iterdir()} == {*FILES, "notes.txt"}
     assert len(list((tmp_path / "pictures").iterdir())) == 1 + 6
     assert (tmp_path / "report.html").read_text() != before
+
+
+def test_pictures_of_another_kind_are_not_replaced(whole: Evaluation, tmp_path: Path) -> None:
+    mine = tmp_path / "pictures" / "holiday.jpg"
+    mine.parent.mkdir()
+    mine.write_bytes(b"sun")
+    for start in (lambda: prepare_report(tmp_path), lambda: write_report(whole, tmp_path, None)):
+        with pytest.raises(ConfigurationError, match="whose pictures are none of a report; choose"):
+            start()
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert mine.read_bytes() == b"sun"
 
 
 def test_a_failure_leaves_the_earlier_report(

@@ -58,6 +58,14 @@ def test_nothing_wrong_and_nothing_selected() -> None:
     assert (score.density, score.recall, score.precision) == (0.0, 1.0, 1.0)
 
 
+def test_without_labels_nothing_is_known() -> None:
+    score, labels = SelectionScore(), np.zeros((4, 4), np.uint8)
+    score.update(np.full_like(labels, 255), labels, np.ones((4, 4), bool))
+    assert score.density == 1.0
+    assert math.isnan(score.recall)
+    assert math.isnan(score.precision)
+
+
 @pytest.mark.parametrize("low_res", [(7, 9), (13, 17), (1, 1)])
 def test_curve_equals_the_pipelines_selection_at_each_threshold(low_res: tuple[int, int]) -> None:
     curve = SelectionCurve(CLASSES)

@@ -82,7 +82,7 @@ def test_tensorboard_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_full_disk(tmp_path: Path) -> None:
     log = TrainingLog(tmp_path, 0, tensorboard=False)
     log.add(1, loss=2.5, score=math.nan, learning_rate=0.1)
-    (tmp_path / "log.tmp").symlink_to("/dev/full")
+    (tmp_path / ".log.csv.partial").symlink_to("/dev/full")
     with pytest.raises(SparseRefineError, match=r"cannot write .*log\.csv: No space left on"):
         log.add(2, loss=1.25, score=0.5, learning_rate=0.05)
     assert rows(tmp_path) == ALL_ROWS[:2]

@@ -164,7 +164,7 @@ class TestFullDisk:
         # Seventh step: the first of the third epoch. Writing to /dev/full finds no space left.
         def fill(step: int) -> float:
             if step == 7:
-                (tmp_path / "last.tmp").symlink_to("/dev/full")
+                (tmp_path / ".last.pt.partial").symlink_to("/dev/full")
             return 1.0
 
         with pytest.raises(SparseRefineError) as caught:

@@ -138,6 +138,22 @@ def test_the_first_frame_of_a_size_is_not_settled(tiny_bundle: Path, device: tor
     assert settled == [False, True, False, True, True]
 
 
+def test_a_frame_that_tuned_is_not_settled(
+    tiny_bundle: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A level below, or the sharing of taps, may be of a new kind in a frame of a known size."""
+    bundle = describe(tiny_bundle)
+    stage = TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
+    scene, selection = make_scene((20, 24), (10, 12)), some_blocks((10, 12), (20, 24))
+    tuned = iter([5, 5, 5, 6, 6, 6])
+    monkeypatch.setattr("sparserefine_ros.triton_kernels.stage.tuned", lambda: next(tuned))
+    settled = []
+    for _ in range(3):
+        stage(*scene, selection, StageClock())
+        settled.append(stage.settled)
+    assert settled == [False, False, True]
+
+
 def test_not_finite(
     tiny_bundle: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

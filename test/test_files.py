@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.files import whole_file, write_text_whole, write_whole
+
+
+@pytest.mark.parametrize("name", ["scores.json", "scores.tmp", "no_suffix", "part.1"])
+def test_every_name_is_written(tmp_path: Path, name: str) -> None:
+    beside = tmp_path / "scores.tmp"
+    beside.write_text("mine")
+    write_text_whole(tmp_path / "new" / name, "1")
+    assert (tmp_path / "new" / name).read_text() == "1"
+    write_whole(tmp_path / name, b"2")
+    assert (tmp_path / name).read_bytes() == b"2"
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "scores.tmp", name}
+    assert beside.read_text() == ("2" if name == beside.name else "mine")
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("earlier")
+    (tmp_path / ".scores.json.partial").symlink_to("/dev/full")
+    with pytest.raises(SparseRefineError, match=r"cannot write .*scores\.json: No space left"):
+        write_text_whole(path, "new")
+    assert [each.name for each in tmp_path.iterdir()] == ["scores.json"]
+    assert path.read_text() == "earlier"
+
+
+def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_text("earlier")
+
+    def write_and_fail() -> None:
+        with whole_file(path) as aside:
+            aside.write_text("half")
+            raise KeyError("video")
+
+    with pytest.raises(KeyError, match="video"):
+        write_and_fail()
+    assert [each.name for each in tmp_path.iterdir()] == ["video.mp4"]
+    assert path.read_text() == "earlier"
