@@ -17,6 +17,7 @@ KINDS: dict[str, type[Record]] = {
     "refiner.yaml": RefinerRecipe,
     "street_large_dense.yaml": DenseRecipe,
     "street_large_full.yaml": DenseRecipe,
+    "street_large_full_more.yaml": DenseRecipe,
     "street_large_refiner.yaml": RefinerRecipe,
     "street_small_ablation.yaml": AblationRecipe,
     "street_small_dense.yaml": DenseRecipe,
