@@ -100,7 +100,7 @@ setup(
             "accelerate>=1.0",
             "mypy>=1.10",
             "onnx>=1.16",
-            "pytest>=8",
+            "pytest>=9",
             "rosbags>=0.11.9",
             "ruff>=0.6",
             "spconv>=2.3.8; platform_machine == 'x86_64' and python_version < '3.14'",

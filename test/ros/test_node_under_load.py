@@ -136,4 +136,5 @@ def test_malformed_messages_are_counted_and_the_next_good_frame_is_right(
     wait_until(lambda: peer.received["labels"], "labels of the good frame")
     picture = np.asarray(good.data, np.uint8).reshape(33, 47, 3)
     assert bytes(peer.received["labels"][0].data) == (picture[..., 0] // 100).tobytes()
-    assert node.counts.received == MALFORMED + 1 == ended(node.counts)
+    wait_until(lambda: ended(node.counts) == MALFORMED + 1, "the end of the good frame")
+    assert (node.counts.received, node.counts.processed) == (MALFORMED + 1, 1)
