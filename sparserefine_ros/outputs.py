@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import re
 from pathlib import Path
@@ -27,13 +29,15 @@ _SHEET_FRAMES: Final = 6
 _SHEET_WIDTH: Final = 480
 _VIDEO_WIDTH: Final = 1280
 
+_log = logging.getLogger(__name__)
+
 
 class ResultWriter:
     """Writes each frame's pictures as they come, and the sheet when closed.
 
     For frame NAME: `NAME_labels.png` (uint8 class ids, lossless), `NAME_overlay.jpg`,
-    `NAME_entropy.jpg`, `NAME_refined.jpg`. Besides these, `overlay.mp4`, `contact_sheet.jpg` and
-    `legend.png`.
+    `NAME_entropy.jpg`, `NAME_refined.jpg`; a second frame of a name is NAME_2. Besides these,
+    `overlay.mp4`, `contact_sheet.jpg` and `legend.png`.
 
     Args:
         folder: created when missing.
@@ -56,6 +60,7 @@ class ResultWriter:
             ) from err
         self.folder = folder
         self.frames = 0
+        self._stems: set[str] = set()
         self._bundle = bundle
         self._fps = video_fps
         self._sheet_every = max(1, math.ceil((expected or _SHEET_FRAMES) / _SHEET_FRAMES))
@@ -74,7 +79,7 @@ class ResultWriter:
         refined: NDArray[np.bool_],
     ) -> None:
         """Write one frame: RGB picture uint8 [H, W, 3] and its maps [H, W]."""
-        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name) or "frame"
+        stem = self._new_stem(name)
         overlay = draw_overlay(image, labels, self._bundle.palette, refined=refined)
         most = math.log(len(self._bundle.class_names))
         pictures = {
@@ -100,6 +105,14 @@ class ResultWriter:
             sheet = contact_sheet(self._sheet, columns=4, captions=self._captions)
             self._write("contact_sheet.jpg", sheet)
 
+    def _new_stem(self, name: str) -> str:
+        """A file name for a frame that no other one of this folder has."""
+        plain = re.sub(r"[^\w.-]+", "_", name) or "frame"
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        stem = next(s for s in itertools.chain([plain], numbered) if s not in self._stems)
+        self._stems.add(stem)
+        return stem
+
     def _film(self, overlay: NDArray[np.uint8]) -> None:
         frame = narrow(overlay, _VIDEO_WIDTH)
         # Encoders want even sides.
@@ -108,6 +121,8 @@ class ResultWriter:
             path = str(self.folder / "overlay.mp4")
             self._video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
             self._video_size = size
+            if not self._video.isOpened():
+                _log.warning("%s is not written: OpenCV here cannot write MP4", path)
         if size != self._video_size:
             frame = cv2.resize(frame, self._video_size)  # type: ignore[assignment]
         frame = frame[: self._video_size[1], : self._video_size[0]]

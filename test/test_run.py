@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,17 @@ def test_pictures_sheet_and_video_are_whole(
     assert cv2.imread(str(out / "legend.png")) is not None
     video = cv2.VideoCapture(str(out / "overlay.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
+def test_pictures_of_one_name_are_all_written(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("view_0.bmp", "vor Ort.png", "vor@Ort.png", "前.png"):
+        shutil.copy(pictures / "view_1.png", pictures / name)
+    out = tmp_path / "out"
+    run_source(Bundle.open(tiny_bundle), PipelineOptions(), str(pictures), out)
+    written = {path.name.removesuffix("_labels.png") for path in out.glob("*_labels.png")}
+    assert written == {"view_0", "view_0_2", "view_1", "vor_Ort", "vor_Ort_2", "前"}
 
 
 def test_limit(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:

