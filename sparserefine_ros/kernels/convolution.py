@@ -23,7 +23,7 @@ from sparserefine_ros.kernels.library import Kernels
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 
-# Where `winograd.h` evaluates polynomials, beside infinity.
+# Where `tiles.h` evaluates polynomials, beside infinity.
 _POINTS: Final = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 

@@ -45,7 +45,7 @@ struct SrConvolution {
   int64_t raw_pitch;
   SrActivation activations[2];
   const int64_t *rows;   // [count] output rows; null for all in order
-  const int32_t *tiles;  // [tile_count, 16] of `winograd.h`; null without such a source
+  const int32_t *tiles;  // [tile_count, 16] of `tiles.h`; null without such a source
   int64_t tile_count;
   int64_t count;
   int64_t outputs;  // a multiple of 16
@@ -69,8 +69,9 @@ constexpr int64_t BLOCK = MOST_WIDTH * LANES;
 // Weights that stay in the first-level cache while a chunk of rows passes by, in words.
 constexpr int64_t RESIDENT = 8192;
 
-// Rows that share the resident weights; their sums and inputs stay in the second-level cache.
-constexpr int64_t CHUNK = 256;
+// Rows that share the resident weights, at most; their sums and inputs stay in the second-level
+// cache. Steps are of whole tiles, however wide.
+constexpr int64_t STEP = 24, CHUNK = 11 * STEP;
 
 // Output rows worked on together: accumulators, a vector of weights each and an input.
 template <int WIDTH>
@@ -258,12 +259,18 @@ struct DirectChunk {
 };
 
 static void convolve_directly(const SrConvolution &c) {
-  const int64_t chunks = (c.count + CHUNK - 1) / CHUNK;
+  if (c.count == 0) return;
+  // A few chunks are made of one size, as many for each thread.
+  constexpr int64_t FEW = 8;
+  const int64_t turns = (c.count + CHUNK * c.threads - 1) / (CHUNK * c.threads);
+  const int64_t even = (c.count + turns * c.threads - 1) / (turns * c.threads);
+  const int64_t size = turns > FEW ? CHUNK : (even + STEP - 1) / STEP * STEP;
+  const int64_t chunks = (c.count + size - 1) / size;
 #pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * CHUNK, left = c.count - begin;
+    const int64_t begin = chunk * size, left = c.count - begin;
     alignas(64) float sums[sums_size(CHUNK)];
-    by_columns(0, c.outputs, DirectChunk{c, {nullptr, begin, left < CHUNK ? left : CHUNK}, sums});
+    by_columns(0, c.outputs, DirectChunk{c, {nullptr, begin, left < size ? left : size}, sums});
   }
 }
 

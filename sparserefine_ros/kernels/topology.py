@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparserefine_ros.kernels.library import Kernels, address, integer
 
-# Places of a tile, as in `winograd.h`.
+# Places of a tile, as in `tiles.h`.
 TILE: Final = 16
 
 

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Convolutions 3x3 by Winograd's F(4x4, 3x3): the outputs of a tile of 4x4 places take 36 products
 // for each input channel instead of 144. (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2016, section 4.3.) Polynomials are evaluated at 0, infinity and the points below, which
-// are exact in binary and give half the error of 1 and 2.
-//
-// Tiles begin at coordinates that are multiples of four. Taps, places of a patch and of a tile count
-// rows first, like the taps of the tables: a place of a patch is 6 * column + row, an output of a
-// tile 4 * column + row.
+// Networks", 2016, section 4.3.)
 
 #pragma once
 
@@ -14,85 +9,21 @@
 #include <vector>
 
 #include "convolve.h"
-#include "plan.h"
+#include "tiles.h"
 
 namespace sr {
-
-constexpr int SIDE = 4, TILE = SIDE * SIDE;
-constexpr int REACH = SIDE + 2, PATCH = REACH * REACH;
-
-constexpr float NEAR = 0.75f, FAR = 1.5f;
 
 // Channels come in multiples of it.
 constexpr int GROUP = 16;
 
+// Words of a cache line.
+constexpr int64_t LINE = 16;
+
 // Tiles in work at once, which share a visit of the weights: a multiple of those multiplied together.
 constexpr int64_t MOST_TILES = 48;
 
-// Weights, in words, that no cache holds.
-constexpr int64_t LARGE = 1 << 20;
-
-// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are,
-// which is no more than `count`. They come in the order of their first sites.
-static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, int32_t *tiles) {
-  // The last tile of each column of tiles, and the row of tiles that it is of.
-  struct Last {
-    int64_t band = -1, tile = 0;
-  };
-  std::vector<Last> columns(size_t((grid.width + SIDE - 1) / SIDE));
-  const int64_t bands = (grid.height + SIDE - 1) / SIDE;
-  int64_t found = 0;
-  for (int64_t n = 0; n < count; ++n) {
-    const Place p = place(sites[n], grid);
-    const int64_t band = p.batch * bands + p.row / SIDE;
-    Last &last = columns[size_t(p.column / SIDE)];
-    if (last.band != band) {
-      last = {band, found++};
-      for (int o = 0; o < TILE; ++o) tiles[last.tile * TILE + o] = int32_t(count);
-    }
-    tiles[last.tile * TILE + p.column % SIDE * SIDE + p.row % SIDE] = int32_t(n);
-  }
-  return found;
-}
-
-// Rows of the inputs around a tile. What no output of the tile draws on may stay "none".
-static inline void find_patch(const int32_t *tile, int64_t count, const int32_t *table,
-                              int32_t none, int32_t (&patch)[PATCH]) {
-  const auto take_around = [&](int o) {
-    const int32_t *links = table + int64_t(tile[o]) * 9;
-    for (int tap = 0; tap < 9; ++tap)
-      patch[(o / SIDE + tap / 3) * REACH + o % SIDE + tap % 3] = links[tap];
-  };
-  constexpr int CORNERS[] = {0, SIDE - 1, TILE - SIDE, TILE - 1};
-  bool whole = true;
-  for (int o : CORNERS) whole &= tile[o] < count;
-  if (whole) {  // the corners see all of the patch
-    for (int o : CORNERS) take_around(o);
-    return;
-  }
-  for (int32_t &place : patch) place = none;
-  for (int o = 0; o < TILE; ++o)
-    if (tile[o] < count) take_around(o);
-}
-
-static inline void transform(const Lanes (&d)[REACH], Lanes (&t)[REACH]) {
-  const Lanes near_even = d[4] - FAR * FAR * d[2], near_odd = NEAR * (d[3] - FAR * FAR * d[1]);
-  const Lanes far_even = d[4] - NEAR * NEAR * d[2], far_odd = FAR * (d[3] - NEAR * NEAR * d[1]);
-  constexpr float SUM = NEAR * NEAR + FAR * FAR, PRODUCT = NEAR * NEAR * FAR * FAR;
-  t[0] = PRODUCT * d[0] - SUM * d[2] + d[4];
-  t[1] = near_even + near_odd, t[2] = near_even - near_odd;
-  t[3] = far_even + far_odd, t[4] = far_even - far_odd;
-  t[5] = PRODUCT * d[1] - SUM * d[3] + d[5];
-}
-
-static inline void transform_back(const Lanes (&m)[REACH], Lanes (&y)[SIDE]) {
-  const Lanes near_sum = m[1] + m[2], far_sum = m[3] + m[4];
-  const Lanes near_rest = NEAR * (m[1] - m[2]), far_rest = FAR * (m[3] - m[4]);
-  y[0] = m[0] + near_sum + far_sum;
-  y[1] = near_rest + far_rest;
-  y[2] = NEAR * NEAR * near_sum + FAR * FAR * far_sum;
-  y[3] = NEAR * NEAR * near_rest + FAR * FAR * far_rest + m[5];
-}
+// Weights, in words, that the second-level cache does not hold, and that no cache holds.
+constexpr int64_t MIDDLING = 1 << 18, LARGE = 1 << 20;
 
 // One source's patch of a tile, transformed, at `out` [PATCH, step].
 static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PATCH], float *out,
@@ -195,41 +126,68 @@ struct WinogradChunk {
   void run(int64_t column) const {
     constexpr int ROWS = tile_rows<WIDTH>();
     prefetch<WIDTH>(column);
-    for (int place = 0; place < PATCH; ++place)
-      for (int64_t first = 0; first < count; first += ROWS)
-        multiply<ROWS, WIDTH>(place, first, column);
+    for (int place = 0; place < PATCH; ++place) multiply<ROWS, WIDTH>(place, column);
     leave<WIDTH>(column);
     convolve_columns<WIDTH>(c, {shop.rows, 0, shop.row_count}, column, shop.sums.data(), true);
   }
 
-  // One place of ROWS tiles, over all sources.
+  // One place of all tiles, over all sources: as many channels at a time as have their weights stay
+  // in the first-level cache. Meanwhile the next weights are asked for.
   template <int ROWS, int WIDTH>
-  void multiply(int place, int64_t first, int64_t column) const {
+  void multiply(int place, int64_t column) const {
+    constexpr int64_t MOST = RESIDENT / (WIDTH * LANES) / GROUP * GROUP;
     const int64_t start = column / BLOCK * BLOCK, left = c.outputs - start;
     const int64_t stride = left < BLOCK ? left : BLOCK;
-    Lanes sum[ROWS][WIDTH] = {};
+    const int64_t turns = (count + ROWS - 1) / ROWS;
     const float *patches = shop.patches.data();
+    bool started = false;
     for (int64_t k = 0; k < c.source_count; ++k) {
       const SrSource &s = c.sources[k];
       if (!s.winograd) continue;
-      const float *input[ROWS];
-      for (int r = 0; r < ROWS; ++r)
-        input[r] = patches + place * step(s) + (first + r) * s.channels;
+      const bool distant = PATCH * s.channels * c.outputs > MIDDLING;
+      const int64_t lines = distant ? (WIDTH * LANES + turns - 1) / turns : 0;
+      const float *input = patches + place * step(s);
       const float *weights =
           s.weights + (start * PATCH + place * stride) * s.channels + column - start;
-      // Whole groups of channels: a loop that short would be left by a wrong guess every time.
-      for (int64_t group = 0; group < s.channels; group += GROUP) {
-#pragma GCC unroll 16
-        for (int i = 0; i < GROUP; ++i, weights += stride) {
-          Lanes w[WIDTH];
-          for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
-          for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] += w[v] * input[r][group + i];
+      for (int64_t left = s.channels; left > 0; left -= MOST, input += MOST) {
+        const int64_t channels = std::min(left, MOST);
+        const float *next = weights + channels * stride;
+        const float *ahead = next;
+        for (int64_t first = 0; first < count; first += ROWS) {
+          float *out = products<WIDTH>(place) + first * WIDTH * LANES;
+          multiply_tiles<ROWS, WIDTH>(input + first * s.channels, s.channels, weights, stride,
+                                      channels, ahead, lines, out, started);
+          ahead += channels / GROUP * lines * LINE;
         }
+        weights = next;
+        started = true;
       }
       patches += PATCH * step(s);
     }
-    float *out = products<WIDTH>(place) + first * WIDTH * LANES;
+  }
+
+  // One place of ROWS tiles: `out` [ROWS, WIDTH * LANES], from `started` on added to, is the product
+  // of inputs [ROWS, pitch] and weights [channels, stride]; `lines` for each group of channels are
+  // asked for.
+  template <int ROWS, int WIDTH>
+  static inline void multiply_tiles(const float *input, int64_t pitch, const float *weights,
+                                    int64_t stride, int64_t channels, const float *ahead,
+                                    int64_t lines, float *out, bool started) {
+    Lanes sum[ROWS][WIDTH];
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < WIDTH; ++v)
+        sum[r][v] = started ? load(out + (r * WIDTH + v) * LANES) : Lanes{};
+    // Whole groups of channels: a loop that short would be left by a wrong guess every time.
+    for (int64_t group = 0; group < channels; group += GROUP) {
+      for (int64_t i = 0; i < lines; ++i, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 16
+      for (int i = 0; i < GROUP; ++i, weights += stride) {
+        Lanes w[WIDTH];
+        for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
+        for (int r = 0; r < ROWS; ++r)
+          for (int v = 0; v < WIDTH; ++v) sum[r][v] += w[v] * input[r * pitch + group + i];
+      }
+    }
     for (int r = 0; r < ROWS; ++r)
       for (int v = 0; v < WIDTH; ++v) store(out + (r * WIDTH + v) * LANES, sum[r][v]);
   }

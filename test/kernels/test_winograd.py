@@ -53,7 +53,9 @@ def test_every_site_lies_in_one_tile(name: str, kernels: Kernels) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
-    ("inputs", "outputs"), [(3, 5), (32, 16), (46, 33), (70, 150), (180, 170)], ids=str
+    ("inputs", "outputs"),
+    [(3, 5), (32, 16), (46, 33), (70, 150), (180, 170), (530, 40), (1030, 16)],
+    ids=str,
 )
 def test_equals_a_dense_convolution(
     inputs: int, outputs: int, threads: int, kernels: Kernels
@@ -72,7 +74,7 @@ def test_equals_a_dense_convolution(
     )  # fmt: skip
     expected = dense(features, weights, mask) + residual[:, :outputs]
     error = (out[:, :outputs] - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-    assert error < 2e-6
+    assert error < 2e-6 * max(1.0, inputs / 256) ** 0.5  # of long sums in float32
     torch.testing.assert_close(out[:, :outputs], expected, rtol=5e-5, atol=5e-5 * inputs**0.5)
 
 
