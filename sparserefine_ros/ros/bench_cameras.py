@@ -154,7 +154,7 @@ def bench_cameras(
                 watcher.spin(lambda: watcher.received > 0, _TIMEOUT_S, segment, peer)
                 end_s = time.monotonic() + seconds
                 watcher.spin(lambda: time.monotonic() > end_s, 2 * seconds + 60, segment, peer)
-                watcher.follow_memory = False
+                watcher.sending = False
                 settled_s = time.monotonic() + _SETTLE_S
                 watcher.spin(
                     lambda: time.monotonic() > settled_s and watcher.in_flight == 0,
@@ -189,8 +189,9 @@ class _Watcher(Node):
         active: whether the node is.
         values: the last key-value pairs of each camera.
         ages: by camera, for each processed frame its age, wait and processing time, milliseconds.
-        memory_mb: resident memory of the node, once for each diagnostic.
-        follow_memory: whether to go on with that.
+        memory_mb: resident memory of the node, once for each diagnostic while they send.
+        sending: whether the cameras still send; ages are kept while they do, for a last frame waits
+            for no newer one.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -199,7 +200,7 @@ class _Watcher(Node):
         self.values: dict[str, dict[str, str]] = {name: {} for name in names}
         self.ages: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
         self.memory_mb: list[float] = []
-        self.follow_memory = True
+        self.sending = True
         self._process: NodeProcess | None = None
         for name in names:
             self.create_subscription(
@@ -236,13 +237,13 @@ class _Watcher(Node):
             self.active = self.active or values.get("state") == "active"
             if name in self.values:
                 self._note(name, values)
-        if self.follow_memory and self.received and self._process is not None:
+        if self.sending and self.received and self._process is not None:
             self.memory_mb.append(resident_mb(self._process.pid))
 
     def _note(self, name: str, values: Mapping[str, str]) -> None:
         before = int(self.values[name].get("processed", 0))
         self.values[name] = dict(values)
-        if int(values["processed"]) > before and "age_ms.last" in values:
+        if self.sending and int(values["processed"]) > before and "age_ms.last" in values:
             total, wait = (float(values[f"latency_ms.{each}.last"]) for each in ("total", "wait"))
             self.ages[name].append((float(values["age_ms.last"]), wait, total - wait))
 

@@ -9,18 +9,23 @@ cameras in one batch.
 
 from __future__ import annotations
 
+import collections
 import math
+import statistics
 from typing import Final
 
 # A frame older than this share of the camera's period is exchanged for the next one ...
-_OLD_SHARE: Final = 0.4
+_OLD_SHARE: Final = 0.25
 # ... if that is due within both of these: a share of the last processing time, and a limit.
 _WORTH_SHARE: Final = 0.25
 _WORTH_S: Final = 0.030
 # Frames of cameras that are triggered together arrive within this of each other.
 _COMPANY_S: Final = 0.010
-# A frame counts as missing when it is late by this share of the camera's period.
-_LATE_SHARE: Final = 0.25
+# A frame counts as missing when it is late by this share of the camera's period, or by more than it
+# is worth waiting for.
+_LATE_SHARE: Final = 0.5
+# Intervals between arrivals of which the period is the median: single ones are uneven.
+_INTERVALS: Final = 5
 
 
 class Rhythm:
@@ -29,12 +34,14 @@ class Rhythm:
     def __init__(self) -> None:
         self._last_s: float | None = None
         self._period_s: float | None = None
+        self._intervals_s: collections.deque[float] = collections.deque(maxlen=_INTERVALS)
         self._processing_s = 0.0
 
     def arrived(self, now_s: float) -> None:
         """A frame has come."""
         if self._last_s is not None:
-            self._period_s = now_s - self._last_s
+            self._intervals_s.append(now_s - self._last_s)
+            self._period_s = statistics.median(self._intervals_s)
         self._last_s = now_s
 
     def processed(self, duration_s: float) -> None:
@@ -44,6 +51,7 @@ class Rhythm:
     def forget(self) -> None:
         """The camera's frames are no longer received: the next arrival tells no period."""
         self._last_s = self._period_s = None
+        self._intervals_s.clear()
 
     def due_s(self, now_s: float) -> float:
         """When the next frame is due, from now; infinite while the period is not known."""
@@ -55,12 +63,12 @@ class Rhythm:
         """How long to wait for the next frame before taking the present one; 0: not at all."""
         if self._last_s is None or self._period_s is None:
             return 0.0
-        age_s = now_s - self._last_s
-        if age_s < _OLD_SHARE * self._period_s:
+        if now_s - self._last_s < _OLD_SHARE * self._period_s:
             return 0.0
-        missing_s = (1.0 + _LATE_SHARE) * self._period_s - age_s
+        due_s = self.due_s(now_s)
         worth_s = min(_WORTH_S, _WORTH_SHARE * self._processing_s)
-        return missing_s if 0.0 < missing_s <= worth_s else 0.0
+        missing_s = due_s + min(worth_s, _LATE_SHARE * self._period_s)
+        return max(0.0, missing_s) if due_s <= worth_s else 0.0
 
     def company_s(self, now_s: float) -> float:
         """How long to wait for the next frame, to join those of other cameras; 0: not at all."""

@@ -23,11 +23,11 @@ def rhythm(period_s: float, processing_s: float) -> Rhythm:
     ("now_s", "patience_s"),
     [
         (10.001, 0.0),  # fresh: the next one is far off
-        (10.013, 0.0),
-        (10.014, 0.02725),
-        (10.020, 0.0212),  # missing from 10.04125 on
-        (10.033, 0.00825),
-        (10.042, 0.0),  # it should have come
+        (10.008, 0.0),
+        (10.009, 0.0405),
+        (10.020, 0.0295),  # missing from 10.0495 on
+        (10.033, 0.0165),
+        (10.050, 0.0),  # it should have come
         (11.0, 0.0),
     ],
 )
@@ -37,16 +37,30 @@ def test_a_slow_node_waits_for_what_is_due_soon(now_s: float, patience_s: float)
 
 def test_a_fast_node_waits_for_no_longer_than_a_share_of_its_work() -> None:
     assert rhythm(0.033, 0.02).patience_s(10.020) == 0.0
-    assert rhythm(0.033, 0.02).patience_s(10.037) == pytest.approx(0.00425)
+    assert rhythm(0.033, 0.02).patience_s(10.029) == pytest.approx(0.009)
+    assert rhythm(0.033, 0.02).patience_s(10.037) == pytest.approx(0.001)
 
 
 def test_a_fresh_frame_is_taken_even_when_the_next_one_is_due_soon() -> None:
     assert rhythm(0.01, 0.3).patience_s(10.001) == 0.0
-    assert rhythm(0.01, 0.3).patience_s(10.006) == pytest.approx(0.0065)
+    assert rhythm(0.01, 0.3).patience_s(10.006) == pytest.approx(0.009)
 
 
 def test_a_slow_camera_is_not_waited_for() -> None:
     assert rhythm(0.5, 0.3).patience_s(10.3) == 0.0
+    assert rhythm(0.5, 0.3).patience_s(10.51) == pytest.approx(0.02)  # no longer than it is worth
+    assert rhythm(0.5, 0.3).patience_s(10.54) == 0.0
+
+
+def test_uneven_arrivals_have_a_rhythm_all_the_same() -> None:
+    made = Rhythm()
+    made.processed(0.3)
+    for now_s in (9.834, 9.867, 9.905, 9.933, 9.975, 10.0):
+        made.arrived(now_s)
+    assert made.due_s(10.0) == pytest.approx(0.033)
+    for now_s in (10.1, 10.2, 10.3):  # a new pace is believed after three frames
+        made.arrived(now_s)
+    assert made.due_s(10.3) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
