@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face model folders: `config.json` and safetensors.
+"""Hugging Face model folders: `config.json` and weights.
 
 Modules of `transformers` change their names between its releases, their names in files do not. So
 weights always go in by file name, through `from_pretrained`, which knows both.
@@ -29,8 +29,9 @@ from sparserefine_ros.zoo.transformer import load_transformers
 
 CONFIG_FILE: Final = "config.json"
 _PREPROCESSOR_FILE: Final = "preprocessor_config.json"
-_WEIGHTS_FILE: Final = "model.safetensors"
-_INDEX_FILE: Final = "model.safetensors.index.json"
+# Files with weights, or with the names of such files, best first.
+_WEIGHTS_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+_INDEX_SUFFIX: Final = ".index.json"
 _CLASSIFIER: Final = "class_predictor."
 _LOSS: Final = "criterion."
 
@@ -52,7 +53,8 @@ def load_hub_folder(folder: Path) -> HubModel:
     """The network of a Hugging Face folder.
 
     Args:
-        folder: holds `config.json`, and `model.safetensors` or shards with their index.
+        folder: holds `config.json`, and `model.safetensors` or `pytorch_model.bin`, or shards of
+            one of them with their index.
 
     Raises:
         CheckpointError: a file is missing or unreadable, the model is of no known type, or the
@@ -144,20 +146,17 @@ _TYPES: Final[Mapping[str, Callable[[Any, Mapping[str, Tensor], str], DenseNetwo
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    whole, index = folder / _WEIGHTS_FILE, folder / _INDEX_FILE
-    if whole.is_file():
-        return read_state(whole)
-    if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        return {key: value for name in shards for key, value in read_state(folder / name).items()}
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        raise CheckpointError(
-            f"{folder}: expected {_WEIGHTS_FILE}, got {', '.join(pickled)}, a pickle, which is "
-            "not read here; convert it where you trust it: AutoModelForSemanticSegmentation"
-            ".from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
-        )
-    raise CheckpointError(f"expected {whole}, or shards with {_INDEX_FILE}; found neither")
+    for name in _WEIGHTS_FILES:
+        whole, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
+        if whole.is_file():
+            return read_state(whole)
+        if index.is_file():
+            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            return {k: value for shard in shards for k, value in read_state(folder / shard).items()}
+    raise CheckpointError(
+        f"expected one of {', '.join(_WEIGHTS_FILES)} in {folder}, or shards with their "
+        f"*{_INDEX_SUFFIX}; found none"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -157,14 +158,29 @@ def test_a_mask2former_without_classifier(tmp_path: Path) -> None:
         load_hub_folder(tmp_path)
 
 
-def test_a_folder_with_a_pickle_only_says_how_to_convert(tmp_path: Path) -> None:
+def test_folders_from_before_safetensors(tmp_path: Path) -> None:
     write_segformer(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin.*safe_serialization=True"):
+    expected = load_hub_folder(tmp_path).network.state_dict()
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(state)
+    parts = {"a.bin": names[::2], "b.bin": names[1::2]}
+    for part, keys in parts.items():
+        torch.save({key: state[key] for key in keys}, tmp_path / part)
+    places = {key: part for part, keys in parts.items() for key in keys}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert_same(load_hub_folder(tmp_path).network.state_dict(), expected)
+    index.unlink()
+    with pytest.raises(CheckpointError, match=r"expected one of .*pytorch_model.bin.*found none"):
         load_hub_folder(tmp_path)
-    (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match="found neither"):
-        load_hub_folder(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert_same(load_hub_folder(tmp_path).network.state_dict(), expected)
+
+
+def assert_same(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
