@@ -149,8 +149,8 @@ struct WinogradChunk {
       const float *input = patches + place * step(s);
       const float *weights =
           s.weights + (start * PATCH + place * stride) * s.channels + column - start;
-      for (int64_t left = s.channels; left > 0; left -= MOST, input += MOST) {
-        const int64_t channels = std::min(left, MOST);
+      for (int64_t rest = s.channels; rest > 0; rest -= MOST, input += MOST) {
+        const int64_t channels = std::min(rest, MOST);
         const float *next = weights + channels * stride;
         const float *ahead = next;
         for (int64_t first = 0; first < count; first += ROWS) {
