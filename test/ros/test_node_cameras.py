@@ -47,8 +47,12 @@ def test_each_camera_has_its_outputs_and_its_books(stage: Stage, peer: Peer) -> 
     assert (front.header.frame_id, set(front.data)) == ("camera_100", {1})
     assert {message.header.frame_id for message in peer.received["rear/labels"]} == {"camera_200"}
     assert set(peer.received["rear/labels"][0].data) == {2}
-    peer.diagnostics.clear()
-    wait_until(lambda: peer.status("segment: camera rear"), "diagnostics")
+
+    def told() -> bool:
+        whole, rear = peer.status("segment: segmentation"), peer.status("segment: camera rear")
+        return (whole.get("processed"), rear.get("processed")) == ("3", "2")
+
+    wait_until(told, "diagnostics of the last frame")
     whole, rear = peer.status("segment: segmentation"), peer.status("segment: camera rear")
     assert (whole["cameras"], whole["processed"]) == ("front, rear", "3")
     assert (rear["topic"], rear["processed"], rear["size"]) == (TOPICS[1], "2", "20 x 12")

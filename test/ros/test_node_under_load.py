@@ -85,10 +85,12 @@ def test_frames_lost_in_the_middleware_are_counted(stage: Stage, peer: Peer) -> 
     for _ in range(20):
         peer.send(picture_message(8, 8))
     wait_until(lambda: node.counts.received == 2, "the frame left in the queue of depth 1")
-    peer.diagnostics.clear()
-    wait_until(lambda: len(peer.diagnostics) > 1, "diagnostics")
-    values = {pair.key: pair.value for pair in peer.diagnostics[-1].values}
-    assert (values["received"], values["lost_in_middleware"]) == ("2", "19")
+
+    def told() -> bool:
+        values = peer.status("segment: segmentation")
+        return (values.get("received"), values.get("lost_in_middleware")) == ("2", "19")
+
+    wait_until(told, "diagnostics that tell the losses")
 
 
 def malformed(rng: random.Random) -> tuple[Image, str]:
