@@ -71,7 +71,7 @@ constexpr int64_t RESIDENT = 8192;
 
 // Rows that share the resident weights, at most; their sums and inputs stay in the second-level
 // cache. Steps are of whole tiles, however wide.
-constexpr int64_t STEP = 24, CHUNK = 11 * STEP;
+constexpr int64_t STEP = 24, CHUNK = 22 * STEP;
 
 // Output rows worked on together: accumulators, a vector of weights each and an input.
 template <int WIDTH>
@@ -129,27 +129,46 @@ class Passes {
   int64_t source_ = 0, tap_ = 0, channel_ = 0;
 };
 
+// Weights of some taps' columns, as they lie.
+struct Weights {
+  const float *at;
+  int64_t stride;  // from channel to channel
+  Weights(const SrSource &s, int64_t outputs, int64_t column) {
+    const int64_t start = column / BLOCK * BLOCK, left = outputs - start;
+    stride = left < BLOCK ? left : BLOCK;
+    at = s.weights + start * s.taps * s.channels + column - start;
+  }
+  const float *of(const SrSource &s, int64_t tap, int64_t channel) const {
+    return at + (tap * s.channels + channel) * stride;
+  }
+};
+
+// Adds the products of ROWS inputs, each of so many channels, with their weights.
+template <bool PAIRS, int ROWS, int WIDTH>
+static inline void multiply_rows(Lanes (&sum)[ROWS][WIDTH], const float *const (&input)[ROWS],
+                                 int64_t channels, const float *weights, int64_t stride) {
+  for (int64_t i = 0; i < channels; ++i, weights += stride) {
+    Lanes w[WIDTH];
+    for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < WIDTH; ++v)
+        sum[r][v] = multiply_add<PAIRS>(sum[r][v], w[v], input[r] + i);
+  }
+}
+
 template <bool PAIRS, int ROWS, int WIDTH>
 static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int64_t outputs,
                               int64_t column, const int64_t (&site)[ROWS]) {
   const SrSource &s = *piece.source;
-  const int64_t start = column / BLOCK * BLOCK, left = outputs - start;
-  const int64_t stride = left < BLOCK ? left : BLOCK;
-  const float *block = s.weights + start * s.taps * s.channels + column - start;
+  const Weights weights(s, outputs, column);
   for (int64_t tap = piece.first_tap; tap < piece.end_tap; ++tap) {
     const float *input[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       const int64_t row = s.table ? int64_t(s.table[site[r] * s.taps + tap]) : site[r];
-      input[r] = row < s.rows ? s.features + row * s.pitch : s.none;
+      input[r] = (row < s.rows ? s.features + row * s.pitch : s.none) + piece.first_channel;
     }
-    const float *weights = block + (tap * s.channels + piece.first_channel) * stride;
-    for (int64_t i = piece.first_channel; i < piece.end_channel; ++i, weights += stride) {
-      Lanes w[WIDTH];
-      for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
-      for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < WIDTH; ++v)
-          sum[r][v] = multiply_add<PAIRS>(sum[r][v], w[v], input[r] + i);
-    }
+    multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, piece.end_channel - piece.first_channel,
+                                      weights.of(s, tap, piece.first_channel), weights.stride);
   }
 }
 
@@ -170,6 +189,10 @@ static inline void finish(const SrConvolution &c, const Lanes (&sum)[WIDTH], int
         store(static_cast<float *>(a.out) + row * a.pitch + at, y);
     }
   }
+}
+
+static inline Lanes bias(const SrConvolution &c, int64_t at) {
+  return c.bias ? load(c.bias + at) : Lanes{};
 }
 
 // Some rows of the output: those listed, or a range.
@@ -198,9 +221,7 @@ static void convolve_tile(const SrConvolution &c, const Pass &pass, const Rows &
   Lanes sum[ROWS][WIDTH];
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < WIDTH; ++v)
-      sum[r][v] = !pass.first ? load(sums + (r * WIDTH + v) * LANES)
-                  : c.bias    ? load(c.bias + column + v * LANES)
-                              : Lanes{};
+      sum[r][v] = pass.first ? bias(c, column + v * LANES) : load(sums + (r * WIDTH + v) * LANES);
   for (int p = 0; p < pass.count; ++p) {
     if (pass.pieces[p].source->pairs)
       accumulate<true, ROWS, WIDTH>(sum, pass.pieces[p], c.outputs, column, site);
@@ -247,31 +268,5 @@ static inline void by_columns(int64_t column, int64_t end, const Work &work) {
 
 // Room for the sums of so many rows and a tile more.
 constexpr int64_t sums_size(int64_t rows) { return (rows + 8) * MOST_WIDTH * LANES; }
-
-struct DirectChunk {
-  const SrConvolution &c;
-  const Rows rows;
-  float *sums;
-  template <int WIDTH>
-  void run(int64_t column) const {
-    convolve_columns<WIDTH>(c, rows, column, sums, false);
-  }
-};
-
-static void convolve_directly(const SrConvolution &c) {
-  if (c.count == 0) return;
-  // A few chunks are made of one size, as many for each thread.
-  constexpr int64_t FEW = 8;
-  const int64_t turns = (c.count + CHUNK * c.threads - 1) / (CHUNK * c.threads);
-  const int64_t even = (c.count + turns * c.threads - 1) / (turns * c.threads);
-  const int64_t size = turns > FEW ? CHUNK : (even + STEP - 1) / STEP * STEP;
-  const int64_t chunks = (c.count + size - 1) / size;
-#pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * size, left = c.count - begin;
-    alignas(64) float sums[sums_size(CHUNK)];
-    by_columns(0, c.outputs, DirectChunk{c, {nullptr, begin, left < size ? left : size}, sums});
-  }
-}
 
 }  // namespace sr

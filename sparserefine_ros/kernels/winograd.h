@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "convolve.h"
+#include "direct.h"
 #include "tiles.h"
 
 namespace sr {

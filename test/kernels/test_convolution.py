@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What convolutions of several threads share."""
+"""Products of taps and rows, in every library that runs here, and what threads share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,87 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from oracle import grid_of, grid_to_rows, rows_to_grid, sites_of, strided, strided_mask, submanifold
+from torch import Tensor
 
 from sparserefine_ros.kernels import convolution
-from sparserefine_ros.kernels.convolution import zeros
+from sparserefine_ros.kernels.convolution import Convolver, Weights, pad_channels, padded, zeros
+from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.sparse.plan import build_plan
+
+LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(params=LIBRARIES or ["none"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    if not LIBRARIES:
+        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
+    return LIBRARIES[request.param]
+
+
+# From taps that all have a link to taps that hardly any has; more rows than a chunk holds.
+@pytest.mark.parametrize("density", [1.0, 0.9, 0.5, 0.1])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (40, 70), (130, 16), (300, 150)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_a_dense_convolution(
+    density: float, inputs: int, outputs: int, dtype: str, kernels: Kernels
+) -> None:
+    """Two parts, a product of each row, a bias and a residual, as where a UNet joins its halves."""
+    generator = torch.Generator().manual_seed(inputs)
+    mask = torch.rand(2, 1, 37, 61, generator=generator) < density
+    (gather,) = (level := build_plan(sites_of(mask), grid_of(mask), 1).levels[0]).same.forward
+    parts = [_rounded(level.count, inputs, generator, dtype) for _ in range(2)]
+    weights = [_rounded(9 * inputs, outputs, generator, dtype).view(9, inputs, -1) for _ in parts]
+    beside = _rounded(inputs, outputs, generator, dtype)
+    bias = torch.randn(padded(outputs), generator=generator)
+    out = residual = torch.randn(level.count, padded(outputs), generator=generator)
+    expected = residual[:, :outputs] + bias[:outputs] + parts[0].double() @ beside.double()
+    for part, each in zip(parts, weights, strict=True):
+        grid = submanifold(rows_to_grid(part.double(), mask), mask, each.double())
+        expected = expected + grid_to_rows(grid, mask)
+    sources = [
+        (_laid(part, dtype), gather.table, Weights.pack(each, kernels, DTYPES[dtype]))
+        for part, each in zip(parts, weights, strict=True)
+    ]
+    alone = Weights.pack(beside[None], kernels, DTYPES[dtype])
+    Convolver(kernels, 2).convolve(
+        [*sources, (_laid(parts[0], dtype), None, alone)],
+        level.count, outputs, raw=out, bias=bias, residual=residual,
+    )  # fmt: skip
+    torch.testing.assert_close(out[:, :outputs].double(), expected, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.05])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stride_equals_that_of_a_dense_convolution(
+    density: float, dtype: str, kernels: Kernels
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.rand(2, 1, 63, 91, generator=generator) < density
+    level, below = build_plan(sites_of(mask), grid_of(mask), 2).levels
+    assert level.down is not None
+    (gather,) = level.down.forward
+    features = _rounded(level.count, 70, generator, dtype)
+    weights = _rounded(9 * 70, 90, generator, dtype).view(9, 70, 90)
+    out = torch.full((below.count, 96), torch.nan)
+    Convolver(kernels, 2).convolve(
+        [(_laid(features, dtype), gather.table, Weights.pack(weights, kernels, DTYPES[dtype]))],
+        below.count, 90, raw=out,
+    )  # fmt: skip
+    grid = strided(rows_to_grid(features.double(), mask), mask, weights.double(), "image")
+    expected = grid_to_rows(grid, strided_mask(mask, "image"))
+    torch.testing.assert_close(out[:, :90].double(), expected, rtol=1e-5, atol=1e-3)
+
+
+def _rounded(rows: int, columns: int, generator: torch.Generator, dtype: str) -> Tensor:
+    """Float32 values that the type holds."""
+    return torch.randn(rows, columns, generator=generator).to(DTYPES[dtype]).float()
+
+
+def _laid(features: Tensor, dtype: str) -> Tensor:
+    """As kernels read them, with zeros up to whole vectors."""
+    return pad_channels(features).to(DTYPES[dtype])
 
 
 def test_threads_that_need_zeros_at_once_share_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sparse convolution tap by tap, over chunks of rows. Where many links are missing, each tap works on
+// the rows only that have one.
+
+#pragma once
+
+#include <algorithm>
+
+#include "convolve.h"
+
+namespace sr {
+
+constexpr int64_t MOST_TAPS = 9;
+
+// The rows of a chunk that have a link, tap by tap.
+class Links {
+ public:
+  // Those in the first table among the sources; false where leaving out the links that are missing
+  // would save less than it costs.
+  bool find(const SrConvolution &c, int64_t begin, int64_t rows) {
+    const SrSource *source = nullptr;
+    for (int64_t i = 0; i < c.source_count && !source; ++i)
+      if (c.sources[i].table) source = &c.sources[i];
+    if (!source || source->taps > MOST_TAPS) return false;
+    table_ = source->table, inputs_ = source->rows;
+    const int32_t *table = table_ + begin * source->taps;
+    const int64_t all = rows * source->taps;
+    const int32_t none = int32_t(source->rows);
+    int32_t missing = 0;
+    for (int64_t i = 0; i < all; ++i) missing += table[i] >= none;
+    const int64_t vectors = c.outputs / LANES;
+    if (int64_t(missing) * source->channels * vectors <= all * (SUMS * vectors + LIST)) return false;
+    std::fill(count_, count_ + MOST_TAPS, 0);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t tap = 0; tap < source->taps; ++tap) {
+        list_[tap][count_[tap]] = uint16_t(row);
+        count_[tap] += *table++ < none;
+      }
+    return true;
+  }
+
+  bool of(const SrSource &s) const { return s.table == table_ && s.rows == inputs_; }
+  int64_t count(int64_t tap) const { return count_[tap]; }
+  const uint16_t *list(int64_t tap) const { return list_[tap]; }
+
+ private:
+  // What it costs for each link, in products of a word and a vector: to read and write a vector of
+  // the sums once more, and to list the row.
+  static constexpr int64_t SUMS = 2, LIST = 4;
+
+  const int32_t *table_;
+  int64_t inputs_;
+  int64_t count_[MOST_TAPS];
+  uint16_t list_[MOST_TAPS][CHUNK];
+};
+
+// A chunk of rows, whose sums are in `sums` and have room for a tile more.
+struct DirectChunk {
+  const SrConvolution &c;
+  const Rows rows;
+  const Links *links;  // null to work on all rows
+  float *sums;
+
+  template <int WIDTH>
+  void run(int64_t column) const {
+    if (!links) return convolve_columns<WIDTH>(c, rows, column, sums, false);
+    for (int64_t i = 0; i < rows.count; ++i)
+      for (int v = 0; v < WIDTH; ++v)
+        store(sums + (i * WIDTH + v) * LANES, bias(c, column + v * LANES));
+    for (int64_t i = 0; i < c.source_count; ++i) {
+      const SrSource &s = c.sources[i];
+      for (int64_t tap = 0; tap < s.taps; ++tap) {
+        if (s.pairs)
+          run_tap<true, WIDTH>(s, tap, column);
+        else
+          run_tap<false, WIDTH>(s, tap, column);
+      }
+    }
+    for (int64_t i = 0; i < rows.count; ++i) {
+      Lanes sum[WIDTH];
+      for (int v = 0; v < WIDTH; ++v) sum[v] = load(sums + (i * WIDTH + v) * LANES);
+      finish<WIDTH>(c, sum, c.rows ? c.rows[rows[i]] : rows[i], column);
+    }
+  }
+
+  template <bool PAIRS, int WIDTH>
+  void run_tap(const SrSource &s, int64_t tap, int64_t column) const {
+    constexpr int ROWS = tile_rows<WIDTH>();
+    constexpr int64_t MOST = RESIDENT / (WIDTH * LANES);
+    const Weights weights(s, c.outputs, column);
+    const bool linked = links->of(s);
+    const int64_t count = linked ? links->count(tap) : rows.count;
+    for (int64_t channel = 0; channel < s.channels; channel += MOST) {
+      const int64_t channels = std::min(s.channels - channel, MOST);
+      for (int64_t first = 0; first < count; first += ROWS) {
+        const float *input[ROWS];
+        float *at[ROWS];
+        for (int r = 0; r < ROWS; ++r) {
+          const int64_t place = std::min(first + r, count - 1);
+          const int64_t i = linked ? links->list(tap)[place] : place;
+          const int64_t row = s.table ? s.table[rows[i] * s.taps + tap] : rows[i];
+          input[r] = (row < s.rows ? s.features + row * s.pitch : s.none) + channel;
+          at[r] = sums + i * WIDTH * LANES;
+        }
+        Lanes sum[ROWS][WIDTH];
+        for (int r = 0; r < ROWS; ++r)
+          for (int v = 0; v < WIDTH; ++v) sum[r][v] = load(at[r] + v * LANES);
+        multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, channels, weights.of(s, tap, channel),
+                                          weights.stride);
+        // The last row of a tile that is not full stands there several times, with the same sum.
+        for (int r = 0; r < ROWS; ++r)
+          for (int v = 0; v < WIDTH; ++v) store(at[r] + v * LANES, sum[r][v]);
+      }
+    }
+  }
+};
+
+static void convolve_directly(const SrConvolution &c) {
+  if (c.count == 0) return;
+  // A few chunks are made of one size, as many for each thread.
+  constexpr int64_t FEW = 8;
+  const int64_t turns = (c.count + CHUNK * c.threads - 1) / (CHUNK * c.threads);
+  const int64_t even = (c.count + turns * c.threads - 1) / (turns * c.threads);
+  const int64_t size = turns > FEW ? CHUNK : (even + STEP - 1) / STEP * STEP;
+  const int64_t chunks = (c.count + size - 1) / size;
+#pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t begin = chunk * size, left = c.count - begin;
+    const Rows rows{nullptr, begin, left < size ? left : size};
+    alignas(64) float sums[sums_size(CHUNK)];
+    Links links;
+    const bool linked = links.find(c, begin, rows.count);
+    by_columns(0, c.outputs, DirectChunk{c, rows, linked ? &links : nullptr, sums});
+  }
+}
+
+}  // namespace sr
