@@ -121,6 +121,7 @@ class _Convolution(ctypes.Structure):
         ("residual_pitch", ctypes.c_int64),
         ("raw", ctypes.c_void_p),
         ("raw_pitch", ctypes.c_int64),
+        ("raw_bfloat16", ctypes.c_int64),
         ("activations", _Activation * _MOST_ACTIVATIONS),
         ("rows", ctypes.c_void_p),
         ("tiles", ctypes.c_void_p),
@@ -191,10 +192,10 @@ class Convolver:
             sources: what is summed over.
             count: output rows.
             outputs: output channels.
-            raw: float32, where to write the sums.
+            raw: where to write the sums, float32 or bfloat16.
             into: where to write the activated sums, at most two.
             bias: [pitch].
-            residual: added to the sums; may be `raw`.
+            residual: float32, added to the sums; may be `raw`.
             rows: int64 [count], output rows; None for all in order.
             tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
         """
@@ -213,8 +214,8 @@ class Convolver:
         )  # fmt: skip
         call = _Convolution(
             listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
-            _pointer(raw), _pitch(raw), activations, _pointer(rows), _pointer(tiles),
-            0 if tiles is None else tiles.shape[0], count, padded(outputs), self._threads,
+            _pointer(raw), _pitch(raw), _is_bfloat16(raw), activations, _pointer(rows),
+            _pointer(tiles), 0 if tiles is None else tiles.shape[0], count, padded(outputs), self._threads,
         )  # fmt: skip
         self._kernels.call.sr_convolve(ctypes.byref(call))
 
@@ -243,6 +244,10 @@ def zeros(channels: int) -> Tensor:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _is_bfloat16(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype == torch.bfloat16
 
 
 def _pitch(tensor: Tensor | None) -> int:

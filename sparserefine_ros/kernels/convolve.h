@@ -41,8 +41,9 @@ struct SrConvolution {
   const float *bias;      // [outputs]; null for none
   const float *residual;  // [rows, pitch]; null for none
   int64_t residual_pitch;
-  float *raw;  // [rows, pitch]; null when only the activations are wanted
+  void *raw;  // [rows, pitch], float32 or bfloat16; null when only the activations are wanted
   int64_t raw_pitch;
+  int64_t raw_bfloat16;
   SrActivation activations[2];
   const int64_t *rows;   // [count] output rows; null for all in order
   const int32_t *tiles;  // [tile_count, 16] of `tiles.h`; null without such a source
@@ -159,17 +160,29 @@ static inline void multiply_rows(Lanes (&sum)[ROWS][WIDTH], const float *const (
 template <bool PAIRS, int ROWS, int WIDTH>
 static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int64_t outputs,
                               int64_t column, const int64_t (&site)[ROWS]) {
-  const SrSource &s = *piece.source;
+  const SrSource s = *piece.source;
   const Weights weights(s, outputs, column);
+  const float *const features = s.features + piece.first_channel;
+  // From the features on, so that no branch is needed where a link is missing.
+  const int64_t none = reinterpret_cast<intptr_t>(s.none) - reinterpret_cast<intptr_t>(s.features);
+  const int64_t pitch = s.pitch * int64_t(sizeof(float));
   for (int64_t tap = piece.first_tap; tap < piece.end_tap; ++tap) {
     const float *input[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       const int64_t row = s.table ? int64_t(s.table[site[r] * s.taps + tap]) : site[r];
-      input[r] = (row < s.rows ? s.features + row * s.pitch : s.none) + piece.first_channel;
+      const int64_t offset = row < s.rows ? row * pitch : none;
+      input[r] = reinterpret_cast<const float *>(reinterpret_cast<const char *>(features) + offset);
     }
     multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, piece.end_channel - piece.first_channel,
                                       weights.of(s, tap, piece.first_channel), weights.stride);
   }
+}
+
+static inline void write(void *to, bool bfloat16, int64_t at, Lanes value) {
+  if (bfloat16)
+    store_bfloat16(static_cast<uint16_t *>(to) + at, value);
+  else
+    store(static_cast<float *>(to) + at, value);
 }
 
 template <int WIDTH>
@@ -179,14 +192,11 @@ static inline void finish(const SrConvolution &c, const Lanes (&sum)[WIDTH], int
     const int64_t at = column + v * LANES;
     Lanes x = sum[v];
     if (c.residual) x += load(c.residual + row * c.residual_pitch + at);
-    if (c.raw) store(c.raw + row * c.raw_pitch + at, x);
+    if (c.raw) write(c.raw, c.raw_bfloat16, row * c.raw_pitch + at, x);
     for (const SrActivation &a : c.activations) {
       if (!a.out) continue;
       const Lanes y = maximum(x * load(a.scale + at) + load(a.shift + at), Lanes{});
-      if (a.bfloat16)
-        store_bfloat16(static_cast<uint16_t *>(a.out) + row * a.pitch + at, y);
-      else
-        store(static_cast<float *>(a.out) + row * a.pitch + at, y);
+      write(a.out, a.bfloat16, row * a.pitch + at, y);
     }
   }
 }

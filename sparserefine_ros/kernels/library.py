@@ -25,7 +25,7 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 4
+_INTERFACE: Final = 5
 
 _BFLOAT16: Final = "_x86_64_v4_bf16"
 

@@ -107,18 +107,16 @@ struct WinogradChunk {
   // the output are sites: `c.rows` is null.)
   template <int WIDTH>
   void prefetch(int64_t column) const {
-    const auto ask = [](const void *at, int64_t bytes) {
-      for (int64_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(static_cast<const char *>(at) + i, 1);
+    const auto ask = [&](const void *to, bool bfloat16, int64_t first) {
+      const int64_t size = bfloat16 ? 2 : 4;
+      const char *at = static_cast<const char *>(to) + (first + column) * size;
+      for (int64_t i = 0; i < size * WIDTH * LANES; i += 64) __builtin_prefetch(at + i, 1);
     };
     for (int64_t i = 0; i < shop.row_count; ++i) {
       const int64_t row = shop.rows[i];
-      if (c.raw) ask(c.raw + row * c.raw_pitch + column, 4 * WIDTH * LANES);
-      for (const SrActivation &a : c.activations) {
-        const int64_t size = a.bfloat16 ? 2 : 4;
-        if (a.out)
-          ask(static_cast<char *>(a.out) + (row * a.pitch + column) * size, size * WIDTH * LANES);
-      }
+      if (c.raw) ask(c.raw, c.raw_bfloat16, row * c.raw_pitch);
+      for (const SrActivation &a : c.activations)
+        if (a.out) ask(a.out, a.bfloat16, row * a.pitch);
     }
   }
 

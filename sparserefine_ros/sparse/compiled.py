@@ -7,8 +7,8 @@ built: its parts are two sources of the same convolution.
 
 In float32, convolutions within a level take Winograd's products where they have enough channels and
 the sites lie close enough together.
-In bfloat16, what enters a 3x3 convolution and its weights are rounded to bfloat16; sums, residuals
-and the classifier stay float32.
+In bfloat16, what enters a convolution and its weights are rounded to bfloat16; sums, residuals and
+the classifier stay float32.
 
 Shape legend: N sites of a level; features are laid out as in `kernels.convolution`.
 """
@@ -136,9 +136,9 @@ class _Sites:
 
 @dataclass(frozen=True)
 class _Stream:
-    """Raw features and what each norm in waiting has made of them."""
+    """Raw features, None where nothing reads them, and what each norm in waiting makes of them."""
 
-    raw: Tensor
+    raw: Tensor | None
     active: tuple[Tensor, ...]
 
 
@@ -160,7 +160,7 @@ class _Block:
         self._shortcut = None
         if isinstance(block.shortcut, nn.Linear):
             weight = block.shortcut.weight.detach().t()
-            self._shortcut = [form.pack_float32(weight[None, part]) for part in slices]
+            self._shortcut = [form.pack(weight[None, part]) for part in slices]
 
     def __call__(
         self,
@@ -170,8 +170,9 @@ class _Block:
         run: Convolver,
         depth: int,
         norms: Sequence[Activation],
+        keep: torch.dtype | None,
     ) -> _Stream:
-        """Raw and activated parts -> the block's result, activated by each of `norms`."""
+        """Raw and activated parts -> the block's result, of `keep`, and activated by each norm."""
         count, width = sites.count, self._width
         inner = run.take("inner", depth, count, width, self._relu.dtype)
         sites.convolve(run, active, self._conv1, width, into=[(inner, self._relu)])
@@ -179,21 +180,27 @@ class _Block:
             (run.take(f"{self._name} active {i}", depth, count, width, norm.dtype), norm)
             for i, norm in enumerate(norms)
         ]
+        raw, residual, beside = None, None, []
         if self._shortcut is None:
-            out = parts[0]
-            sites.convolve(run, [inner], self._conv2, width, raw=out, residual=out, into=into)
+            (residual,) = parts
         else:
-            out = run.take(f"{self._name} raw", depth, count, width)
             beside = [(x, None, part) for x, part in zip(parts, self._shortcut, strict=True)]
-            sites.convolve(run, [inner], self._conv2, width, beside=beside, raw=out, into=into)
-        return _Stream(out, tuple(x for x, _ in into))
+        if keep == torch.float32 and residual is not None:
+            raw = residual
+        elif keep is not None:
+            raw = run.take(f"{self._name} raw", depth, count, width, keep)
+        sites.convolve(
+            run, [inner], self._conv2, width,
+            beside=beside, raw=raw, residual=residual, into=into,
+        )  # fmt: skip
+        return _Stream(raw, tuple(x for x, _ in into))
 
 
 class _Level:
     """Blocks of one resolution around everything below it."""
 
     def __init__(self, level: UNetLevel, width: int, form: _Form) -> None:
-        self.width, dtype = width, form.dtype
+        self.width, self._dtype = width, form.dtype
         self._before = [
             _Block(block, [width], f"before {i}", form)  # type: ignore[arg-type]
             for i, block in enumerate(level.before)
@@ -202,9 +209,9 @@ class _Level:
         if level.below is not None:
             deep = level.down.kernel.shape[2]
             self._below = _Level(level.below, deep, form)
-            self._down_enter = _activation(level.down_norm, dtype)
+            self._down_enter = _activation(level.down_norm, form.dtype)
             self._down = _Kernel(level.down.kernel.detach(), form)
-            self._up_enter = _activation(level.up_norm, dtype)
+            self._up_enter = _activation(level.up_norm, form.dtype)
             self._up = _Kernel(level.up.kernel.detach(), form)
             self._after = [
                 _Block(block, [width] * (1 + (i == 0)), f"after {i}", form)  # type: ignore[arg-type]
@@ -222,16 +229,17 @@ class _Level:
         """Input, activated by `enter` -> output, activated by `exits`; overwrites `x.raw`."""
         here, down = levels[depth], levels[depth].level.down
         below = self._below if down is not None else None
-        last = [exits] if below is None else [self._down_enter, self._after[0].enter[0]]
-        x = _chain(self._before, x, here, run, depth, last)
         if below is None or down is None:
-            return x
+            return _chain(self._before, x, here, run, depth, [exits], None)
+        last = [self._down_enter, self._after[0].enter[0]]
+        x = _chain(self._before, x, here, run, depth, last, self._dtype)
         deep = self._descend(below, x.active[0], down, levels, run, depth)
         up, up_active = self._ascend(deep, down.reversed(), run, depth)
         first, *others = self._after
-        norms = [others[0].enter[0]] if others else [exits]
-        x = first((x.raw, up), (x.active[1], up_active), here, run, depth, norms)
-        return _chain(others, x, here, run, depth, [exits])
+        norms, keep = ([others[0].enter[0]], torch.float32) if others else ([exits], None)
+        assert x.raw is not None
+        x = first((x.raw, up), (x.active[1], up_active), here, run, depth, norms, keep)
+        return _chain(others, x, here, run, depth, [exits], None)
 
     def _descend(
         self,
@@ -254,7 +262,7 @@ class _Level:
 
     def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
         enter = self._after[0].enter[1]
-        raw = run.take("up raw", depth, up.outputs, self.width)
+        raw = run.take("up raw", depth, up.outputs, self.width, self._dtype)
         active = run.take("up active", depth, up.outputs, self.width, enter.dtype)
         for gather in up.forward:
             run.convolve(
@@ -272,11 +280,15 @@ def _chain(
     run: Convolver,
     depth: int,
     last: Sequence[Activation],
+    keep: torch.dtype | None,
 ) -> _Stream:
-    """Blocks of one part each, one after another."""
+    """Blocks of one part each, one after another; `last` and `keep` are of the last block."""
     for i, block in enumerate(blocks):
-        norms = last if i + 1 == len(blocks) else [blocks[i + 1].enter[0]]
-        x = block((x.raw,), x.active, sites, run, depth, norms)
+        assert x.raw is not None
+        is_last = i + 1 == len(blocks)
+        norms = last if is_last else [blocks[i + 1].enter[0]]
+        of_raw = keep if is_last else torch.float32
+        x = block((x.raw,), x.active, sites, run, depth, norms, of_raw)
     return x
 
 
