@@ -215,7 +215,8 @@ class Convolver:
         call = _Convolution(
             listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
             _pointer(raw), _pitch(raw), _is_bfloat16(raw), activations, _pointer(rows),
-            _pointer(tiles), 0 if tiles is None else tiles.shape[0], count, padded(outputs), self._threads,
+            _pointer(tiles), 0 if tiles is None else tiles.shape[0], count, padded(outputs),
+            self._threads,
         )  # fmt: skip
         self._kernels.call.sr_convolve(ctypes.byref(call))
 
