@@ -130,27 +130,23 @@ class Passes {
   int64_t source_ = 0, tap_ = 0, channel_ = 0;
 };
 
-// Weights of some taps' columns, as they lie.
-struct Weights {
-  const float *at;
-  int64_t stride;  // from channel to channel
-  Weights(const SrSource &s, int64_t outputs, int64_t column) {
-    const int64_t start = column / BLOCK * BLOCK, left = outputs - start;
-    stride = left < BLOCK ? left : BLOCK;
-    at = s.weights + start * s.taps * s.channels + column - start;
-  }
-  const float *of(const SrSource &s, int64_t tap, int64_t channel) const {
-    return at + (tap * s.channels + channel) * stride;
-  }
-};
+// The weights of a tap's channel for WIDTH vectors of outputs; those of the next channel lie behind
+// them, for no other outputs share their block.
+template <int WIDTH>
+static inline const float *weights_of(const SrSource &s, int64_t column, int64_t tap,
+                                      int64_t channel) {
+  const int64_t block = column / BLOCK * BLOCK;
+  return s.weights + block * s.taps * s.channels + (tap * s.channels + channel) * WIDTH * LANES;
+}
 
 // Adds the products of ROWS inputs, each of so many channels, with their weights.
 template <bool PAIRS, int ROWS, int WIDTH>
 static inline void multiply_rows(Lanes (&sum)[ROWS][WIDTH], const float *const (&input)[ROWS],
-                                 int64_t channels, const float *weights, int64_t stride) {
-  for (int64_t i = 0; i < channels; ++i, weights += stride) {
+                                 int64_t channels, const float *weights) {
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < channels; ++i) {
     Lanes w[WIDTH];
-    for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + v * LANES);
+    for (int v = 0; v < WIDTH; ++v) w[v] = load(weights + (i * WIDTH + v) * LANES);
     for (int r = 0; r < ROWS; ++r)
       for (int v = 0; v < WIDTH; ++v)
         sum[r][v] = multiply_add<PAIRS>(sum[r][v], w[v], input[r] + i);
@@ -158,10 +154,9 @@ static inline void multiply_rows(Lanes (&sum)[ROWS][WIDTH], const float *const (
 }
 
 template <bool PAIRS, int ROWS, int WIDTH>
-static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int64_t outputs,
-                              int64_t column, const int64_t (&site)[ROWS]) {
+static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int64_t column,
+                              const int64_t (&site)[ROWS]) {
   const SrSource s = *piece.source;
-  const Weights weights(s, outputs, column);
   const float *const features = s.features + piece.first_channel;
   // From the features on, so that no branch is needed where a link is missing.
   const int64_t none = reinterpret_cast<intptr_t>(s.none) - reinterpret_cast<intptr_t>(s.features);
@@ -174,7 +169,7 @@ static inline void accumulate(Lanes (&sum)[ROWS][WIDTH], const Piece &piece, int
       input[r] = reinterpret_cast<const float *>(reinterpret_cast<const char *>(features) + offset);
     }
     multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, piece.end_channel - piece.first_channel,
-                                      weights.of(s, tap, piece.first_channel), weights.stride);
+                                      weights_of<WIDTH>(s, column, tap, piece.first_channel));
   }
 }
 
@@ -234,9 +229,9 @@ static void convolve_tile(const SrConvolution &c, const Pass &pass, const Rows &
       sum[r][v] = pass.first ? bias(c, column + v * LANES) : load(sums + (r * WIDTH + v) * LANES);
   for (int p = 0; p < pass.count; ++p) {
     if (pass.pieces[p].source->pairs)
-      accumulate<true, ROWS, WIDTH>(sum, pass.pieces[p], c.outputs, column, site);
+      accumulate<true, ROWS, WIDTH>(sum, pass.pieces[p], column, site);
     else
-      accumulate<false, ROWS, WIDTH>(sum, pass.pieces[p], c.outputs, column, site);
+      accumulate<false, ROWS, WIDTH>(sum, pass.pieces[p], column, site);
   }
   if (pass.last) {
     for (int r = 0; r < valid; ++r)

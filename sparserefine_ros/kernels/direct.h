@@ -87,7 +87,6 @@ struct DirectChunk {
   void run_tap(const SrSource &s, int64_t tap, int64_t column) const {
     constexpr int ROWS = tile_rows<WIDTH>();
     constexpr int64_t MOST = RESIDENT / (WIDTH * LANES);
-    const Weights weights(s, c.outputs, column);
     const bool linked = links->of(s);
     const int64_t count = linked ? links->count(tap) : rows.count;
     for (int64_t channel = 0; channel < s.channels; channel += MOST) {
@@ -105,8 +104,8 @@ struct DirectChunk {
         Lanes sum[ROWS][WIDTH];
         for (int r = 0; r < ROWS; ++r)
           for (int v = 0; v < WIDTH; ++v) sum[r][v] = load(at[r] + v * LANES);
-        multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, channels, weights.of(s, tap, channel),
-                                          weights.stride);
+        multiply_rows<PAIRS, ROWS, WIDTH>(sum, input, channels,
+                                          weights_of<WIDTH>(s, column, tap, channel));
         // The last row of a tile that is not full stands there several times, with the same sum.
         for (int r = 0; r < ROWS; ++r)
           for (int v = 0; v < WIDTH; ++v) store(at[r] + v * LANES, sum[r][v]);
