@@ -2,9 +2,9 @@
 """Starts a refiner from one that was trained before, for this dense model or another.
 
 Most of what a refiner has learnt, how edges look at full resolution, does not depend on the dense
-model. What does is left as it was: the weights of another model's features; where the classes
-differ those of the logits, the head and the ensembler; where pictures are normalised otherwise
-those of RGB.
+model. What does is left as it was: the weights of another model's features, unless that is the
+source's trained on; where the classes differ those of the logits, the head and the ensembler; where
+pictures are normalised otherwise those of RGB.
 """
 
 from __future__ import annotations
@@ -70,14 +70,21 @@ def _copy_inputs(target: torch.Tensor, bundle: Bundle, learnt: torch.Tensor, sou
     same = {"logits"} if bundle.class_names == source.class_names else set()
     if _normalisation(bundle) == _normalisation(source):
         same.add("rgb")
-    if bundle.spec.dense.file.sha256 == source.spec.dense.file.sha256:
+    if _is_same_dense_model(bundle, source):
         same.add("features")
     copied = 0
     for name in same & here.keys() & there.keys():
-        part = target[:, here[name]]
-        part.copy_(learnt[:, there[name]])
-        copied += part.numel()
+        part, known = target[:, here[name]], learnt[:, there[name]]
+        if part.shape == known.shape:
+            part.copy_(known)
+            copied += part.numel()
     return copied
+
+
+def _is_same_dense_model(bundle: Bundle, source: Bundle) -> bool:
+    """Whether it is the source's, or that trained on: its features mean about the same then."""
+    same = bundle.spec.dense.file.sha256 == source.spec.dense.file.sha256
+    return same or bundle.spec.training.get("dense_start") == source.name
 
 
 def _normalisation(bundle: Bundle) -> Normalisation | None:

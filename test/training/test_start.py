@@ -29,6 +29,7 @@ def describe(
     features: int = 0,
     dense_weight: float = 1.0,
     refiner: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write a bundle's description and dense model; the refiner's weights are still missing."""
     folder.mkdir()
@@ -41,6 +42,7 @@ def describe(
         "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(names)],
         "dense": dense,
         "selector": {"kind": "entropy", "threshold_nats": 0.5},
+        "training": training or {},
     }
     if refiner is not None:
         fields["refiner"] = {"file": {"path": "refiner.safetensors"}, **refiner}
@@ -116,12 +118,23 @@ def test_dense_features_mean_something_else(tmp_path: Path) -> None:
     assert share == pytest.approx(1.0 - 9 * 4 * 8 / total)
 
 
-def test_the_features_of_the_same_dense_model_mean_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dense_weight": 2.0, "training": {"dense_start": "source"}}],
+    ids=["the same", "trained on"],
+)
+def test_the_features_of_the_same_dense_model_mean_the_same(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     source, learnt = make_bundle(
         tmp_path / "source", seed=1, features=4, refiner={**UNET, "inputs": ["features", "rgb"]}
     )
     bundle, _ = make_bundle(
-        tmp_path / "target", seed=2, features=4, refiner={**UNET, "inputs": ["rgb", "features"]}
+        tmp_path / "target",
+        seed=2,
+        features=4,
+        refiner={**UNET, "inputs": ["rgb", "features"]},
+        **changes,
     )
     refiner = new_refiner(bundle, 3)
     assert start_from(refiner, bundle, source) == 1.0
