@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,20 @@ def test_wrong_usage_is_exit_code_2() -> None:
     with pytest.raises(SystemExit) as ended:
         main(["fly"])
     assert ended.value.code == 2
+
+
+def test_an_output_that_nobody_reads_ends_it_quietly() -> None:
+    """As in `sparserefine zoo list | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "sparserefine_ros.cli", "zoo", "list"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert ended.returncode == 141
+    assert not ended.stderr
