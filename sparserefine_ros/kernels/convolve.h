@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sparse convolution as one implicit matrix product: rows are read where they lie, nothing is
-// gathered into memory first, and what follows a convolution is applied while it is in registers.
+// gathered into memory first, and what follows a convolution is applied to the sums at once.
 //
 // Inputs and weights are words of 32 bits: a float32, or two bfloat16 of neighbouring channels.
 // Either way a word of a row meets a word of each output's weights, and the sum is float32.

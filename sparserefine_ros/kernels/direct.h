@@ -52,6 +52,7 @@ class Links {
   int64_t inputs_;
   int64_t count_[MOST_TAPS];
   uint16_t list_[MOST_TAPS][CHUNK];
+  static_assert(CHUNK <= UINT16_MAX);
 };
 
 // A chunk of rows, whose sums are in `sums` and have room for a tile more.

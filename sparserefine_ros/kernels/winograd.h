@@ -210,10 +210,10 @@ struct WinogradChunk {
           transform_back(m, back);
           for (int column = 0; column < SIDE; ++column) y[column][row] = back[column];
         }
-        const Lanes bias = c.bias ? load(c.bias + column + v * LANES) : Lanes{};
+        const Lanes added = bias(c, column + v * LANES);
         float *to = sums + v * LANES;
         for (int o = 0; o < TILE; ++o)
-          if (tile[o] < c.count) store(to, y[o / SIDE][o % SIDE] + bias), to += WIDTH * LANES;
+          if (tile[o] < c.count) store(to, y[o / SIDE][o % SIDE] + added), to += WIDTH * LANES;
       }
       for (int o = 0; o < TILE; ++o) sums += tile[o] < c.count ? WIDTH * LANES : 0;
     }

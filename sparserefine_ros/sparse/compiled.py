@@ -2,8 +2,8 @@
 """The sparse UNet for inference on the compiled CPU kernels, with batch norm folded.
 
 Each convolution writes its raw result, where a residual or a shortcut will read it, and what the
-next norm and ReLU make of it, while the sums are still in registers. A concatenation is never
-built: its parts are two sources of the same convolution.
+next norm and ReLU make of it, from the sums at once. A concatenation is never built: its parts are
+two sources of the same convolution.
 
 In float32, convolutions within a level take Winograd's products where they have enough channels and
 the sites lie close enough together.
@@ -226,7 +226,7 @@ class _Level:
     def __call__(
         self, x: _Stream, levels: Sequence[_Sites], run: Convolver, depth: int, exits: Activation
     ) -> _Stream:
-        """Input, activated by `enter` -> output, activated by `exits`; overwrites `x.raw`."""
+        """Input, activated by `enter` -> output, activated by `exits`; may overwrite `x.raw`."""
         here, down = levels[depth], levels[depth].level.down
         below = self._below if down is not None else None
         if below is None or down is None:

@@ -12,7 +12,14 @@ from oracle import grid_of, grid_to_rows, rows_to_grid, sites_of, strided, strid
 from torch import Tensor
 
 from sparserefine_ros.kernels import convolution
-from sparserefine_ros.kernels.convolution import Convolver, Weights, pad_channels, padded, zeros
+from sparserefine_ros.kernels.convolution import (
+    Convolver,
+    Source,
+    Weights,
+    pad_channels,
+    padded,
+    zeros,
+)
 from sparserefine_ros.kernels.library import Kernels, runnable_kernels
 from sparserefine_ros.sparse.plan import build_plan
 
@@ -47,16 +54,17 @@ def test_equals_a_dense_convolution(
     for part, each in zip(parts, weights, strict=True):
         grid = submanifold(rows_to_grid(part.double(), mask), mask, each.double())
         expected = expected + grid_to_rows(grid, mask)
-    sources = [
+    sources: list[Source] = [
         (_laid(part, dtype), gather.table, Weights.pack(each, kernels, DTYPES[dtype]))
         for part, each in zip(parts, weights, strict=True)
     ]
     alone = Weights.pack(beside[None], kernels, DTYPES[dtype])
-    Convolver(kernels, 2).convolve(
-        [*sources, (_laid(parts[0], dtype), None, alone)],
-        level.count, outputs, raw=out, bias=bias, residual=residual,
-    )  # fmt: skip
+    sources.append((_laid(parts[0], dtype), None, alone))
+    run, rounded = Convolver(kernels, 2), out.to(torch.bfloat16)
+    run.convolve(sources, level.count, outputs, raw=rounded, bias=bias, residual=residual)
+    run.convolve(sources, level.count, outputs, raw=out, bias=bias, residual=residual)
     torch.testing.assert_close(out[:, :outputs].double(), expected, rtol=1e-5, atol=2e-3)
+    assert torch.equal(rounded, out.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.05])
