@@ -8,6 +8,7 @@ bundle. A bundle without a refiner is a plain dense segmenter.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -53,7 +54,7 @@ class Bundle:
         if not path.is_file():
             raise BundleError(
                 f"expected a bundle folder with {BUNDLE_FILE}, found none at {folder}; "
-                "give the folder that `sparserefine bundle create` or `sparserefine train` wrote"
+                "give the folder that `sparserefine train` or `sparserefine export` wrote"
             )
         spec = read_yaml(path, BundleSpec, BundleError)
         for file in spec.files():
@@ -111,17 +112,37 @@ def create_bundle(folder: Path, spec: BundleSpec, sources: Mapping[str, Path]) -
     """Write a bundle folder whole or not at all, and open it.
 
     Args:
-        folder: where the bundle shall lie; an existing bundle there is replaced.
+        folder: where the bundle shall lie; an existing bundle there is replaced, what else lies in
+            its folder stays.
         spec: content of `bundle.yaml`; the digests are replaced by those of `sources`.
         sources: for each file name in `spec`, the file to copy.
 
     Raises:
-        BundleError: a source is missing, or `folder` holds something else than a bundle.
+        BundleError: a source is missing, `folder` holds something else than a bundle, or it cannot
+            be written.
+    """
+    folder = folder.resolve()
+    check_bundle_folder(folder)
+    try:
+        _create(folder, spec, sources)
+    except OSError as err:
+        raise BundleError(f"cannot write the bundle {folder}: {err}") from err
+    return Bundle.open(folder)
+
+
+def check_bundle_folder(folder: Path) -> None:
+    """Check that a bundle may be written there, before the work that makes one.
+
+    Raises:
+        BundleError: it holds something else than a bundle.
     """
     if folder.exists() and not (folder / BUNDLE_FILE).is_file():
         raise BundleError(
             f"expected {folder} to be a bundle or not to exist; choose another folder"
         )
+
+
+def _create(folder: Path, spec: BundleSpec, sources: Mapping[str, Path]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
@@ -135,8 +156,26 @@ def create_bundle(folder: Path, spec: BundleSpec, sources: Mapping[str, Path]) -
             shutil.copyfile(source, new / file.path)
         write_yaml(new / BUNDLE_FILE, sealed(spec, new), heading=f"Model bundle {spec.name}")
         Bundle.open(new)
+        _keep_others(folder, new)
         _replace(folder, new, Path(scratch) / "replaced")
-    return Bundle.open(folder)
+
+
+def _keep_others(folder: Path, new: Path) -> None:
+    """Copy what lies beside the files of an existing bundle, such as a licence or notes."""
+    if not folder.exists():
+        return
+    own = {BUNDLE_FILE}
+    with contextlib.suppress(BundleError):  # of a broken one all files are kept
+        known = read_yaml(folder / BUNDLE_FILE, BundleSpec, BundleError).files()
+        own |= {Path(file.path).parts[0] for file in known}
+    for path in folder.iterdir():
+        kept = new / path.name
+        if path.name in own or kept.exists():
+            continue
+        if path.is_dir():
+            shutil.copytree(path, kept, symlinks=True)
+        else:
+            shutil.copy2(path, kept, follow_symlinks=False)
 
 
 def _replace(folder: Path, new: Path, replaced: Path) -> None:

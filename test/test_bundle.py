@@ -296,12 +296,40 @@ class TestCreate:
     ) -> None:
         spec = BundleSpec.model_validate(FIELDS)
         own = {"dense.onnx": folder / "dense.onnx"}
-        (folder / "left-over").write_text("x")
         create_bundle(folder, spec, {**sources, **own})
         found = contents(folder)
         assert found["dense.onnx"] == DENSE
         assert found["refiner.safetensors"] == b"new refiner.safetensors"
-        assert "left-over" not in found
+
+    @pytest.mark.parametrize("broken", [False, True])
+    def test_what_is_not_the_bundles_stays(
+        self, folder: Path, sources: dict[str, Path], broken: bool
+    ) -> None:
+        """Its own files go with it, unless nobody can tell which they are."""
+        spec = BundleSpec.model_validate(FIELDS).model_copy(update={"refiner": None})
+        (folder / "LICENSE").write_text("mine")
+        (folder / "notes").mkdir()
+        (folder / "notes" / "drive.txt").write_text("wet")
+        if broken:
+            (folder / BUNDLE_FILE).write_text("format: [")
+        create_bundle(folder, spec, sources)
+        assert (folder / "LICENSE").read_text() == "mine"
+        assert (folder / "notes" / "drive.txt").read_text() == "wet"
+        assert (folder / "refiner.safetensors").exists() == broken
+        assert Bundle.open(folder).spec.refiner is None
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path, sources: dict[str, Path]) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(BundleError, match=r"cannot write the bundle .*/file/new"):
+            create_bundle(tmp_path / "file" / "new", BundleSpec.model_validate(FIELDS), sources)
+
+    def test_the_folder_one_stands_in(
+        self, folder: Path, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder)
+        created = create_bundle(Path(), BundleSpec.model_validate(FIELDS), sources)
+        assert created.folder == folder
+        assert contents(folder)["dense.onnx"] == b"new dense.onnx"
 
     def test_a_missing_source_leaves_nothing(
         self, tmp_path: Path, sources: dict[str, Path]
@@ -344,7 +372,7 @@ class TestCreate:
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", fail_into_place)
-        with pytest.raises((BundleError, OSError)):
+        with pytest.raises(BundleError, match="no space left"):
             create_bundle(folder, BundleSpec.model_validate(FIELDS), sources)
         monkeypatch.undo()
         assert folder.is_dir()

@@ -220,7 +220,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _clean(options: argparse.Namespace) -> None:
     cache = _cache(options)
-    if options.key:
+    if options.key is not None:
         chosen = [cache.resolve(options.key)]
     else:
         chosen = [name for name in cache.digests() if options.all or _examine(cache, name)[1]]

@@ -31,7 +31,7 @@ def add_export(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="MMSegmentation .pth file, or Hugging Face folder; default: random weights",
+        help="MMSegmentation .pth file of a network by name; default: random weights",
     )
     parser.add_argument(
         "--scale", type=float, default=0.5, help="low resolution / full resolution (0.5)"
@@ -63,30 +63,48 @@ def _export(options: argparse.Namespace) -> None:
 def _network(options: argparse.Namespace) -> tuple[DenseNetwork, tuple[ClassSpec, ...], str]:
     """The network, its classes, and where its weights come from."""
     from sparserefine_ros.errors import ConfigurationError
-    from sparserefine_ros.zoo.checkpoints.hub import load_hub_folder
     from sparserefine_ros.zoo.checkpoints.mmseg import load_mmseg
-    from sparserefine_ros.zoo.classes import name_classes, read_classes
-    from sparserefine_ros.zoo.models import build_model
+    from sparserefine_ros.zoo.classes import read_classes
+    from sparserefine_ros.zoo.models import MODELS, build_model
 
     name, checkpoint = options.network, options.checkpoint
-    if Path(name).is_dir():
-        checkpoint = checkpoint or Path(name)
     classes = read_classes(options.classes) if options.classes else None
-    if checkpoint is not None and checkpoint.is_dir():
-        model = load_hub_folder(checkpoint)
-        classes = classes or name_classes(model.class_names)
-        if len(classes) != len(model.class_names):
+    if name not in MODELS:
+        folder = Path(name)
+        if checkpoint is not None or not folder.is_dir():
             raise ConfigurationError(
-                f"{checkpoint} has {len(model.class_names)} classes, --classes {len(classes)}; "
-                "leave --classes out, or correct it"
+                f"expected a network of {', '.join(MODELS)}, or a Hugging Face folder alone, "
+                f"got {name!r}{f' and --checkpoint {checkpoint}' if checkpoint else ''}"
             )
-        return model.network, classes, f"Hugging Face folder {checkpoint.name}"
+        return _hub_network(folder, classes)
+    if checkpoint is not None and checkpoint.is_dir():
+        raise ConfigurationError(
+            f"expected a checkpoint file for {name}, got the folder {checkpoint}; a Hugging Face "
+            f"folder says itself what network it holds: sparserefine export {checkpoint} --out ..."
+        )
     if classes is None:
         raise ConfigurationError("expected --classes for a network by name")
     if checkpoint is not None:
         network = load_mmseg(name, len(classes), checkpoint)
         return network, classes, f"{name}, checkpoint {checkpoint.name}"
     return build_model(name, len(classes)), classes, f"{name}, random"
+
+
+def _hub_network(
+    folder: Path, classes: tuple[ClassSpec, ...] | None
+) -> tuple[DenseNetwork, tuple[ClassSpec, ...], str]:
+    from sparserefine_ros.errors import ConfigurationError
+    from sparserefine_ros.zoo.checkpoints.hub import load_hub_folder
+    from sparserefine_ros.zoo.classes import name_classes
+
+    model = load_hub_folder(folder)
+    classes = classes or name_classes(model.class_names)
+    if len(classes) != len(model.class_names):
+        raise ConfigurationError(
+            f"{folder} has {len(model.class_names)} classes, --classes {len(classes)}; "
+            "leave --classes out, or correct it"
+        )
+    return model.network, classes, f"Hugging Face folder {folder.name}"
 
 
 def add_zoo(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sparserefine_ros.errors import BackendError, ConfigurationError
 from sparserefine_ros.files import write_text_whole, write_whole
 
 LOCK_FILE: Final = "lock"
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 LOCK_TIMEOUT_S: Final = 1800.0
 _POLL_S: Final = 0.1
 _OTHER_FOLDER: Final = (
@@ -185,9 +187,9 @@ class EngineCache:
         write_text_whole(self._json(digest), record.model_dump_json(indent=2) + "\n")
 
     def digests(self) -> list[str]:
-        """Key digest of every engine, whole or not, in order."""
-        found = {path.stem for end in ("json", "engine") for path in self.folder.glob(f"*.{end}")}
-        return sorted(found)
+        """Key digest of every engine, whole or not, in order; other files are none."""
+        names = {path.stem for end in ("json", "engine") for path in self.folder.glob(f"*.{end}")}
+        return sorted(name for name in names if _DIGEST.fullmatch(name))
 
     def resolve(self, prefix: str) -> str:
         """The one key digest that starts with `prefix`.
@@ -196,7 +198,7 @@ class EngineCache:
             ConfigurationError: there is none, or more than one.
         """
         matches = [digest for digest in self.digests() if digest.startswith(prefix)]
-        if len(matches) != 1:
+        if len(matches) != 1 or not prefix:
             raise ConfigurationError(
                 f"expected the first digits of one key in {self.folder}, {prefix!r} fits "
                 f"{len(matches)}; see: sparserefine engine list"

@@ -143,12 +143,13 @@ def serve(recording: Path, *, port: int = DEFAULT_PORT) -> Iterator[Viewer]:
 
 
 def serve_until_interrupted(recording: Path, *, port: int = DEFAULT_PORT) -> None:
-    """Serve a recording, say where, and return at Ctrl-C or SIGTERM.
+    """Serve a recording, say where, and return at Ctrl-C, SIGTERM or when the terminal closes.
 
     Raises:
         BackendError, ConfigurationError: see `serve`.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(end, signal.default_int_handler) for end in ends]
     try:
         with serve(recording, port=port) as viewer:
             print(f"open {viewer.url}\nCtrl-C ends it", flush=True)
@@ -156,4 +157,5 @@ def serve_until_interrupted(recording: Path, *, port: int = DEFAULT_PORT) -> Non
     except KeyboardInterrupt:
         print("ended")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for end, handler in zip(ends, before, strict=True):
+            signal.signal(end, handler)

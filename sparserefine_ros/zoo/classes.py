@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sparserefine_ros.bundle_spec import ClassSpec
 from sparserefine_ros.configuration import Record, read_yaml
@@ -24,6 +24,13 @@ class _ClassFile(Record, extra="ignore"):
 
     classes: tuple[ClassSpec, ...] = Field(min_length=_FEWEST, max_length=_MOST)
 
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, classes: tuple[ClassSpec, ...]) -> tuple[ClassSpec, ...]:
+        if len({entry.name for entry in classes}) != len(classes):
+            raise ValueError("expected unique class names")
+        return classes
+
 
 def read_classes(text: str) -> tuple[ClassSpec, ...]:
     """Classes as a command line gives them.
@@ -38,7 +45,9 @@ def read_classes(text: str) -> tuple[ClassSpec, ...]:
     if text in LEGENDS:
         return tuple(ClassSpec(name=name, colour=colour) for name, colour in LEGENDS[text])
     if text.isdecimal():
-        return name_classes([f"class {label}" for label in range(min(int(text), _MOST + 1))])
+        if not _FEWEST <= int(text) <= _MOST:
+            raise ConfigurationError(f"expected {_FEWEST} to {_MOST} classes, got {text}")
+        return name_classes([f"class {label}" for label in range(int(text))])
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return read_yaml(path, _ClassFile, ConfigurationError).classes

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sparserefine_ros.bundle import Bundle, create_bundle
+from sparserefine_ros.bundle import Bundle, check_bundle_folder, create_bundle
 from sparserefine_ros.bundle_spec import (
     BundleSpec,
     ClassSpec,
@@ -25,7 +25,7 @@ from sparserefine_ros.bundle_spec import (
     DenseSpec,
     FileSpec,
 )
-from sparserefine_ros.errors import BackendError, ConfigurationError
+from sparserefine_ros.errors import BackendError, BundleError, ConfigurationError
 from sparserefine_ros.zoo.export import Precision, export_onnx, pin_input_size
 from sparserefine_ros.zoo.ladder import LadderNet
 from sparserefine_ros.zoo.network import DenseNetwork
@@ -75,9 +75,10 @@ def export_bundle(
     Raises:
         ConfigurationError: the network cannot run so.
         BackendError: the ONNX model's output is not the network's, or a package is missing.
-        BundleError: `folder` holds something else than a bundle.
+        BundleError: `folder` holds something else than a bundle, or one with a refiner.
     """
     _check(network, options)
+    _check_folder(folder)
     stride, kind = network.output_stride, network.output_kind
     size = options.size
     dense = DenseSpec(
@@ -105,6 +106,16 @@ def export_bundle(
         onnx = Path(scratch) / DENSE_FILE
         _export_checked(network, onnx, options)
         return create_bundle(folder, spec, {DENSE_FILE: onnx})
+
+
+def _check_folder(folder: Path) -> None:
+    """What lies there must be no loss."""
+    check_bundle_folder(folder)
+    if folder.exists() and (there := Bundle.open(folder)).spec.refiner:
+        raise BundleError(
+            f"expected {folder} to be a bundle without a refiner or not to exist; the refiner of "
+            f"{there.name} would be lost: choose another folder"
+        )
 
 
 def _check(network: DenseNetwork, options: ExportOptions) -> None:

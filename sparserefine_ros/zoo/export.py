@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,14 @@ def export_onnx(
         example_size: (h, w) used for tracing.
         precision: of weights, input and output.
         output: name of the output.
+
+    Raises:
+        BackendError: the package `onnx` is not installed.
     """
+    if importlib.util.find_spec("onnx") is None:
+        raise BackendError(
+            "expected the package onnx to export a network, found none; run: pip install onnx"
+        )
     outputs = [output]
     if isinstance(module, LadderNet):
         module, outputs = _WithFeatures(module), [output, "features"]
@@ -56,8 +64,8 @@ def export_onnx(
     free = {0: "batch", 2: "height", 3: "width"}
     aside = path.with_suffix(".tmp")
     with warnings.catch_warnings():
-        # The tracing exporter writes one self-contained file and needs no extra packages. What
-        # it warns of besides, sizes that become constants, is for the caller to check.
+        # The tracing exporter writes one self-contained file. What it warns of besides, sizes that
+        # become constants, is for the caller to check.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(

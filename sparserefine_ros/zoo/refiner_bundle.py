@@ -25,7 +25,7 @@ def add_released_refiner(
     Args:
         bundle: has the dense model.
         checkpoint: a `.ckpt` file of the SparseRefine release.
-        folder: of the new bundle; may be that of `bundle`.
+        folder: of the new bundle, whose name is the bundle's; may be that of `bundle`.
         threshold_nats: pixels whose entropy is above it are refined.
 
     Raises:
@@ -35,8 +35,10 @@ def add_released_refiner(
     classes = len(bundle.class_names)
     file = FileSpec(path=_REFINER_FILE)
     refiner, refiner_spec = load_released_refiner(checkpoint, classes, file=file)
+    is_new = folder.resolve() != bundle.folder.resolve()
     spec = bundle.spec.model_copy(
         update={
+            "name": folder.resolve().name if is_new else bundle.name,
             "refiner": refiner_spec,
             "selector": EntropySelectorSpec(threshold_nats=threshold_nats),
             "training": {**bundle.spec.training, "refiner_weights": checkpoint.name},

@@ -150,10 +150,18 @@ class TestHousekeeping:
         assert cache.resolve(KEY.digest[:6]) == KEY.digest
         with pytest.raises(ConfigurationError, match="'zz' fits 0; see: sparserefine engine list"):
             cache.resolve("zz")
+        with pytest.raises(ConfigurationError, match="'' fits 1"):
+            cache.resolve("")
         other = KEY.model_copy(update={"builder": 2})
         cache.store(record_of(other), DATA)
         with pytest.raises(ConfigurationError, match="'' fits 2"):
             cache.resolve("")
+
+    def test_other_files_are_no_engines(self, cache: EngineCache) -> None:
+        """A mistaken folder must not be cleaned."""
+        for name in ("bench.json", f"{KEY.digest}0.json", "model.engine"):
+            (cache.folder / name).write_text("{}")
+        assert cache.digests() == [KEY.digest]
 
     def test_removal(self, cache: EngineCache) -> None:
         assert cache.size(KEY.digest) > len(DATA)

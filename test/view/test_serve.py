@@ -57,7 +57,7 @@ def test_the_page_and_its_data_are_served_and_both_end(recording: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it(
     recording: Path, package_environment: dict[str, str], number: signal.Signals
 ) -> None:

@@ -42,11 +42,14 @@ def test_the_file_of_a_data_set_or_bundle(tiny_bundle: Path, tmp_path: Path) -> 
     path.write_text("classes:\n- {name: a, colour: [1, 2, 300]}\n- {name: b}\n")
     with pytest.raises(ConfigurationError, match=r"colour.*classes.1.colour: required"):
         read_classes(str(path))
+    path.write_text("classes:\n- {name: a, colour: [1, 2, 3]}\n- {name: a, colour: [4, 5, 6]}\n")
+    with pytest.raises(ConfigurationError, match="expected unique class names"):
+        read_classes(str(path))
 
 
 @pytest.mark.parametrize("text", ["1", "0", "256", "999999999999"])
 def test_impossible_numbers(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="expected 2 to 255 classes"):
+    with pytest.raises(ConfigurationError, match=f"expected 2 to 255 classes, got {text}$"):
         read_classes(text)
 
 

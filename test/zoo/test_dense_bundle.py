@@ -21,6 +21,7 @@ from sparserefine_ros.errors import BackendError, ConfigurationError
 from sparserefine_ros.image import Normalisation
 from sparserefine_ros.pipeline import Pipeline
 from sparserefine_ros.records import Map
+from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.zoo import hrnet, mask2former, segnext
 from sparserefine_ros.zoo.checkpoints.mmseg import load_mmseg
 from sparserefine_ros.zoo.classes import read_classes
@@ -212,12 +213,14 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [
-            (["hrnet-w99", "--classes", "4"], "expected a dense network of ladder-lite0"),
+            (["hrnet-w99", "--classes", "4"], "expected a network of ladder-lite0"),
+            (["hrnet-w99", "--checkpoint", "no.pth"], "got 'hrnet-w99' and --checkpoint no.pth"),
+            (["hrnet-w48", "--checkpoint", "/tmp"], "a Hugging Face folder says itself"),
             (["segformer-b0"], "expected --classes for a network by name"),
             (["segformer-b0", "--classes", "4", "--checkpoint", "no.pth"], "found none at no.pth"),
             (["segformer-b0", "--classes", "4", "--size", "60", "96"], "multiples of 32"),
         ],
-        ids=["name", "classes", "checkpoint", "size"],
+        ids=["name", "name and checkpoint", "folder", "classes", "checkpoint", "size"],
     )
     def test_mistakes_are_one_line(
         self, arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -237,6 +240,26 @@ class TestCommand:
         arguments = ["export", str(tmp_path / "theirs"), "--out", str(tmp_path / "x")]
         assert main([*arguments, "--classes", "cityscapes"]) == 1
         assert "has 3 classes, --classes 19" in capsys.readouterr().err
+
+    def test_what_lies_there_is_no_loss(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Twice under the network's own name, then over a bundle with a refiner."""
+        out = tmp_path / "ladder-lite0"
+        arguments = ["export", "ladder-lite0", "--classes", "3", "--out", str(out)]
+        assert main(arguments) == 0
+        (out / "LICENSE").write_text("mine")
+        monkeypatch.chdir(tmp_path)
+        assert main(arguments) == 0
+        assert (out / "LICENSE").read_text() == "mine"
+        assert Bundle.open(out).name == "ladder-lite0"
+        refined = find_bundle("street_small")
+        capsys.readouterr()
+        assert main([*arguments[:-1], str(refined)]) == 1
+        assert "the refiner of street_small would be lost" in capsys.readouterr().err
 
     def test_names(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["zoo", "list"]) == 0

@@ -227,6 +227,7 @@ def test_a_bundle_gets_a_released_refiner_and_runs(
     assert str(out) in capsys.readouterr().out
     assert Bundle.open(tiny_bundle) == before
     bundle = Bundle.open(out)
+    assert (bundle.name, before.name) == ("new", "tiny")
     assert bundle.spec.dense == before.spec.dense
     assert bundle.spec.refiner is not None
     assert bundle.spec.refiner.channel_order == "BGR"
