@@ -51,7 +51,7 @@ def read_yaml(path: Path, kind: type[R], error: type[SparseRefineError]) -> R:
         raise error(f"{path} is not UTF-8 text: {err.reason}; save it as UTF-8") from err
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as err:
+    except (yaml.YAMLError, ValueError) as err:  # ValueError: a date such as 2024-02-30
         raise error(f"{path} is not valid YAML: {err}") from err
     if not isinstance(content, dict):
         raise error(f"{path}: expected a mapping of fields, got {type(content).__name__}")

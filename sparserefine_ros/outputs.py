@@ -25,6 +25,12 @@ from sparserefine_ros.render import (
     narrow,
 )
 
+# Files that sum up all frames.
+VIDEO: Final = "overlay.mp4"
+SHEET: Final = "contact_sheet.jpg"
+LEGEND: Final = "legend.png"
+SUMMARIES: Final = frozenset({VIDEO, SHEET, LEGEND})
+
 _SHEET_FRAMES: Final = 6
 _SHEET_WIDTH: Final = 480
 _VIDEO_WIDTH: Final = 1280
@@ -68,7 +74,7 @@ class ResultWriter:
         self._captions: list[str] = []
         self._video: cv2.VideoWriter | None = None
         self._video_size = (0, 0)
-        self._write("legend.png", draw_legend(bundle.class_names, bundle.palette))
+        self._write(LEGEND, draw_legend(bundle.class_names, bundle.palette))
 
     def add(
         self,
@@ -103,7 +109,7 @@ class ResultWriter:
             self._video = None
         if self._sheet:
             sheet = contact_sheet(self._sheet, columns=4, captions=self._captions)
-            self._write("contact_sheet.jpg", sheet)
+            self._write(SHEET, sheet)
 
     def _new_stem(self, name: str) -> str:
         """A file name for a frame that no other one of this folder has."""
@@ -117,8 +123,11 @@ class ResultWriter:
         frame = narrow(overlay, _VIDEO_WIDTH)
         # Encoders want even sides.
         size = (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2)
+        if 0 in size:
+            return
         if self._video is None:
-            path = str(self.folder / "overlay.mp4")
+            # FFmpeg takes what stands before a colon in a relative path for a protocol.
+            path = str((self.folder / VIDEO).absolute())
             self._video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
             self._video_size = size
             if not self._video.isOpened():

@@ -10,10 +10,10 @@ from typing import Final
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.outputs import ResultWriter
+from sparserefine_ros.outputs import SUMMARIES, ResultWriter
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import Map, Prediction
-from sparserefine_ros.sources import open_source
+from sparserefine_ros.sources import is_street, open_source
 
 _WANTED = frozenset({Map.LABELS, Map.ENTROPY, Map.REFINED})
 
@@ -35,9 +35,10 @@ def run_source(
 
     Raises:
         ImageError: the source or a picture in it cannot be read.
-        ConfigurationError: a negative limit.
+        ConfigurationError: a negative limit, or results would replace what is read.
     """
     frames = open_source(source)
+    _check_folder(source, out)
     limit = frame_limit(limit, frames.length)
     expected = min(filter(None, (frames.length, limit)))
     pipeline = Pipeline(bundle, options)
@@ -57,6 +58,18 @@ def run_source(
             )
             print(f"{frame.name}: {describe(prediction)}", flush=True)
     print(f"{writer.frames} frames, results in {out.resolve()}; look at contact_sheet.jpg first")
+
+
+def _check_folder(source: str, out: Path) -> None:
+    """See that no result replaces a picture."""
+    if is_street(source):
+        return
+    read = Path(source).expanduser().resolve()
+    replaced = out.resolve() == read if read.is_dir() else (out / read.name).resolve() == read
+    if replaced and (read.is_dir() or read.name in SUMMARIES):
+        raise ConfigurationError(
+            f"expected a folder where no result can replace {read}, got {out}; choose another"
+        )
 
 
 def frame_limit(limit: int, length: int | None) -> int:

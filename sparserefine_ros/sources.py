@@ -192,7 +192,8 @@ class VideoSource:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[cv2.VideoCapture]:
-        video = cv2.VideoCapture(str(self._path))
+        # FFmpeg takes what stands before a colon in a relative path for a protocol.
+        video = cv2.VideoCapture(str(self._path.absolute()))
         try:
             if not video.isOpened():
                 raise self._broken("OpenCV cannot open it")

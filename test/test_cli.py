@@ -47,9 +47,13 @@ def test_a_hand_written_bundle_is_sealed_then_verified(
         (["evaluate", "--data", "lake:7"], " camvid:ROOT, "),
         (["train", "refiner", "x.yaml", "--out", "y"], "needs --bundle"),
         (["train", "dense", "no.yaml", "--out", "y"], "expected a readable file no.yaml"),
+        (["train", "dense", "x.yaml", "--bundle", "b", "--out", "y"], "takes no --bundle"),
         (["bench", "pipeline", "--size", "large"], "expected a size such as 2048x1024"),
+        (["bench", "pipeline", "--json", "/"], "expected a file to write, / is a folder"),
+        (["bench", "sparse", "--engine", "cuda"], "expected a sparse engine of auto"),
+        (["bench", "deadline", "--budget-ms", "9", "--entropy-threshold", "1"], "expected neither"),
     ],
-    ids=["bundle", "data", "refiner", "recipe", "size"],
+    ids=["bundle", "data", "refiner", "recipe", "dense", "size", "file", "engine", "deadline"],
 )
 def test_mistakes_are_one_line_and_exit_code_1(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]

@@ -74,3 +74,41 @@ def test_limit(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
 def test_missing_source(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="nowhere"):
         run_source(Bundle.open(tiny_bundle), PipelineOptions(), "nowhere/at_all", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["legend.png", "overlay.mp4"])
+def test_what_is_read_is_not_replaced(tiny_bundle: Path, pictures: Path, name: str) -> None:
+    """A folder into itself, and a file with the name of a result."""
+    bundle = Bundle.open(tiny_bundle)
+    if name.endswith("png"):
+        read = (pictures / "view_0.png").rename(pictures / name)
+    else:
+        read = pictures / name
+        size = (64, 48)
+        video = cv2.VideoWriter(str(read), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+        for _ in range(3):
+            video.write(smooth_picture(48, 64))
+        video.release()
+    before = read.read_bytes()
+    for source in (pictures, read):
+        with pytest.raises(ConfigurationError, match="where no result can replace"):
+            run_source(bundle, PipelineOptions(), str(source), pictures)
+    assert read.read_bytes() == before
+    assert len(list(pictures.iterdir())) == (2 if name.endswith("png") else 3)
+
+
+def test_a_video_with_a_colon_in_its_name_and_a_picture_of_one_row(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "10:00:00.mp4"
+    video = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(3):
+        video.write(smooth_picture(48, 64))
+    video.release()
+    run_source(Bundle.open(tiny_bundle), PipelineOptions(), name, Path("a:b"))
+    assert len(list(Path("a:b").glob("*_labels.png"))) == 3
+    assert Path("a:b/overlay.mp4").stat().st_size > 0
+    cv2.imwrite(str(tmp_path / "row.png"), smooth_picture(1, 64))
+    run_source(Bundle.open(tiny_bundle), PipelineOptions(), "row.png", Path("row"))
+    assert Path("row/row_labels.png").exists()

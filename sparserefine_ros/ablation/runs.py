@@ -215,4 +215,5 @@ class Ablation:
 
 def _name_of(spec: ExtractorSpec) -> str:
     blocks = f"-x{spec.blocks}" if spec.kind == "unet" else ""
-    return f"extractor-{spec.kind}-{'-'.join(map(str, spec.widths))}{blocks}"
+    bounds = "" if spec.bounds == "image" else f"-{spec.bounds}"
+    return f"extractor-{spec.kind}-{'-'.join(map(str, spec.widths))}{blocks}{bounds}"

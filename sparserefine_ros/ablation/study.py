@@ -28,10 +28,10 @@ from sparserefine_ros.evaluation.storage import read_json, write_json
 from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.training.recipe import SelectorRecipe
 from sparserefine_ros.training.refiner import train_refiner
 from sparserefine_ros.training.selector import train_selector
+from sparserefine_ros.training.teacher import open_named_bundle
 
 RECIPE_FILE: Final = "recipe.yaml"
 SCORES_FILE: Final = "scores.json"
@@ -43,13 +43,17 @@ class _Origin(Record):
     Attributes:
         recipe: with environment variables as they stand in it.
         bundle: digest of the dense model's bundle.
-        dense_full: digest of the bundle for table 8.
+        dense_full: digest of the bundle for table 8; None without.
+        teacher: digest of the bundle that refiners imitate; None without.
+        start: digest of the bundle that refiners start from; None without.
         data: text forms of all data sets, environment variables expanded.
     """
 
     recipe: AblationRecipe
     bundle: str
-    dense_full: str | None
+    dense_full: str | None = None
+    teacher: str | None = None
+    start: str | None = None
     data: tuple[str, ...]
 
     @classmethod
@@ -60,8 +64,14 @@ class _Origin(Record):
             recipe=recipe,
             bundle=bundle.digest,
             dense_full=full.digest if full else None,
+            teacher=_digest_of(refiner.teacher),
+            start=_digest_of(refiner.start_from),
             data=tuple(map(os.path.expandvars, data)),
         )
+
+
+def _digest_of(name: str | None) -> str | None:
+    return open_named_bundle(name).digest if name else None
 
 
 def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
@@ -76,12 +86,12 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
         ConfigurationError: `folder` holds another ablation, or the recipe does not fit the bundle.
         SparseRefineError: a training or an evaluation failed.
     """
-    full = None
-    if recipe.dense_full:
-        full = Bundle.open(find_bundle(os.path.expandvars(recipe.dense_full)))
-    _claim(folder, _Origin.of(recipe, bundle, full))
+    full = open_named_bundle(recipe.dense_full) if recipe.dense_full else None
+    origin = _Origin.of(recipe, bundle, full)
+    _check_folder(folder, origin)
     dataset = open_dataset(recipe.evaluate_on, "val")
-    ablation = Ablation(recipe, bundle, measure_scores(bundle, dataset))
+    ablation = Ablation(recipe, bundle, measure_scores(bundle, dataset, Subset(recipe.limit)))
+    _claim(folder, origin)  # now that the recipe fits: a mistake in it must not keep the folder
     found: dict[str, Evaluation] = {}
     for number, run in enumerate(ablation.runs.values(), 1):
         print(f"run {number}/{len(ablation.runs)}: {run.name}")
@@ -92,19 +102,25 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
     return to_markdown(ablation.tables, found)
 
 
-def _claim(folder: Path, origin: _Origin) -> None:
-    """Note in the folder what it holds, or check that it holds the same."""
+def _check_folder(folder: Path, origin: _Origin) -> None:
+    """Check that the folder holds these runs, or can."""
     path = folder / RECIPE_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        aside = path.with_suffix(".tmp")
-        write_yaml(aside, origin, heading="What the runs of this folder depend on")
-        aside.replace(path)
-    elif read_yaml(path, _Origin, ConfigurationError) != origin:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"expected a folder for the ablation, {folder} is none")
+    if path.exists() and read_yaml(path, _Origin, ConfigurationError) != origin:
         raise ConfigurationError(
             f"{folder} holds an ablation of another recipe, model or data, see {path}; "
             "choose another folder"
         )
+
+
+def _claim(folder: Path, origin: _Origin) -> None:
+    """Note in the folder what it holds."""
+    path = folder / RECIPE_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    write_yaml(aside, origin, heading="What the runs of this folder depend on")
+    aside.replace(path)
 
 
 def _result_of(run: Run, ablation: Ablation, folder: Path, full: Bundle | None) -> Evaluation:

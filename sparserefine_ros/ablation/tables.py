@@ -84,7 +84,8 @@ def _classes_to_markdown(evaluation: Evaluation) -> str:
 
 def _markdown(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [heads, ["---"] * len(heads), *lines]
-    return f"## Table {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return f"## Table {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def to_values(tables: Sequence[Table], found: Mapping[str, Evaluation]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def build_page(result: BagResult, drawn: Sequence[FramePictures], *, pictures: s
     order += "; of pictures close together only the worst."
     body += ["<h2>Worst frames</h2>", *frame_pictures(drawn, pictures=pictures, order=order)]
     body += ["<h2>Messages</h2>", _messages(result), "<h2>Time</h2>", *_times(result)]
-    return whole_page(title, body)
+    return whole_page(title, body, generator="sparserefine bag evaluate")
 
 
 def _labelled(result: BagResult) -> int:

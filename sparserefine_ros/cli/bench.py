@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     add_pipeline_options(cameras)
     cameras.set_defaults(command=_cameras)
     rim = what.add_parser("rim", help="conversion and transport of messages")
-    _add_frames(rim)
+    rim.add_argument("--frames", type=int, default=30, help="timed messages, at least 20")
     rim.set_defaults(command=_rim)
     deadline = what.add_parser("deadline", help="frames in time while the uncertain area jumps")
     deadline.add_argument("--budget-ms", type=float, required=True, help="deadline of a frame")
@@ -63,6 +63,20 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
         parser.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="may repeat")
     for parser in (pipeline, node, cameras, rim, deadline, sparse):
         parser.add_argument("--json", type=Path, help="write the figures to this file")
+        parser.set_defaults(command=_prepared(parser.get_default("command")))
+
+
+def _prepared(bench: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """A benchmark that finds out first whether its figures can be written."""
+
+    def run(options: argparse.Namespace) -> None:
+        if options.json:
+            from sparserefine_ros.evaluation.report import prepare_file
+
+            prepare_file(options.json)
+        bench(options)
+
+    return run
 
 
 def _add_frames(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +124,13 @@ def _rim(options: argparse.Namespace) -> None:
 def _deadline(options: argparse.Namespace) -> None:
     from sparserefine_ros.evaluation.bench_deadline import bench_deadline
 
+    if options.entropy_threshold is not None or options.max_refined_pixels is not None:
+        from sparserefine_ros.errors import ConfigurationError
+
+        raise ConfigurationError(
+            "expected neither --entropy-threshold nor --max-refined-pixels: the benchmark says "
+            "itself what is uncertain, and the deadline how much of it is refined"
+        )
     bundle, how = open_bundle(options), pipeline_options(options)
     load = {"budget_ms": options.budget_ms, "frames": options.frames}
     _tell(options, [bench_deadline(bundle, how, size, **load) for size in _sizes(options)])

@@ -49,7 +49,7 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from sparserefine_ros.evaluation.evaluation import Evaluation
-    from sparserefine_ros.evaluation.report import prepare_folder, prepare_report, write_report
+    from sparserefine_ros.evaluation.report import prepare_file, prepare_report, write_report
     from sparserefine_ros.evaluation.storage import read_json, write_json
     from sparserefine_ros.evaluation.table import format_table
 
@@ -58,7 +58,7 @@ def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     if options.out:
         prepare_report(options.out)
     if options.json:
-        prepare_folder(options.json.parent)
+        prepare_file(options.json)
     if options.merge:
         evaluation = Evaluation.merged([read_json(path) for path in options.merge])
         gallery = None

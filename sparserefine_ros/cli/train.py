@@ -28,11 +28,16 @@ def add_train(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from sparserefine_ros.errors import ConfigurationError
+
     if options.kind == "dense":
+        if options.bundle is not None:
+            raise ConfigurationError(
+                "training a dense network takes no --bundle; to start from the dense model of one, "
+                "name it as start_from in the recipe"
+            )
         bundle = _train_dense(options)
     elif options.bundle is None:
-        from sparserefine_ros.errors import ConfigurationError
-
         raise ConfigurationError(f"training a {options.kind} needs --bundle with the dense model")
     else:
         bundle = _train_refiner(options) if options.kind == "refiner" else _train_selector(options)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.street import StreetScene
+from sparserefine_ros.data.street.scene import LARGEST_PX, SMALLEST_PX
 from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
@@ -226,9 +227,13 @@ def parse_size(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT to (H, W).
 
     Raises:
-        ConfigurationError: not of that form.
+        ConfigurationError: not of that form, or no size of a street.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise ConfigurationError(f"expected a size such as 2048x1024, got {text!r}")
-    return int(match[2]), int(match[1])
+    sides = [int(side) for side in match.groups()] if match else []
+    if not sides or not all(SMALLEST_PX <= side <= LARGEST_PX for side in sides):
+        raise ConfigurationError(
+            f"expected a size such as 2048x1024, sides of {SMALLEST_PX} to {LARGEST_PX}, "
+            f"got {text!r}"
+        )
+    return sides[1], sides[0]

@@ -33,6 +33,7 @@ from sparserefine_ros.kernels.library import PYTORCH, TRITON, VARIABLE, compiled
 from sparserefine_ros.processor import available_cores
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.engines import (
+    AUTO,
     ENGINES,
     SparseEngine,
     has_triton,
@@ -150,7 +151,7 @@ def bench_sparse(
         BackendError: no such engine or device, or it is not installed.
         SparseRefineError: an engine's result differs from the training network's.
     """
-    _check(unets, densities)
+    _check(bundle, unets, densities, engines or ())
     meter = open_meter(device, threads)
     installed, missing = _installed(meter)
     engines = engines or [*installed, TRAINING]
@@ -206,10 +207,18 @@ def _why_not(engine: str, probe: SparseUNet) -> str:
     return ""
 
 
-def _check(unets: Sequence[str], densities: Sequence[float]) -> None:
+def _check(
+    bundle: Bundle, unets: Sequence[str], densities: Sequence[float], engines: Sequence[str]
+) -> None:
     unknown = [name for name in unets if name not in UNETS]
     if unknown:
         raise ConfigurationError(f"expected a UNet of {', '.join(UNETS)}, got {unknown[0]!r}")
+    known = (AUTO, *ENGINES, TRAINING)
+    unknown = [name for name in engines if name not in known]
+    if unknown:
+        raise BackendError(f"expected a sparse engine of {', '.join(known)}, got {unknown[0]!r}")
+    if bundle.spec.refiner is None:
+        raise ConfigurationError(f"expected a bundle with a refiner, {bundle.name} has none")
     for density in densities:
         if not 0.0 < density <= 1.0:
             raise ConfigurationError(f"expected a density above 0, at most 1, got {density}")

@@ -129,6 +129,11 @@ def _count_dense(bundle: Bundle, low_res_size: tuple[int, int]) -> DenseCost:
     shapes = _known_shapes(graph)
     macs = 0
     for node in graph.node:
+        if node.op_type in _NOT_COUNTED:
+            return DenseCost(
+                parameters, None,
+                f"dense MACs of {bundle.name} are unknown: those of {node.op_type} are not counted",
+            )  # fmt: skip
         count = _MACS.get(node.op_type)
         if count is None:
             continue
@@ -200,4 +205,12 @@ def _matmul(shapes: Sequence[Shape], node: Any) -> int:
     return math.prod(output) * left[-1]
 
 
+# They multiply too, in ways that are not looked into.
+_NOT_COUNTED: Final = frozenset(
+    {
+        "Attention", "ConvInteger", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul",
+        "GRU", "GroupQueryAttention", "LSTM", "MatMulInteger", "MatMulNBits", "MultiHeadAttention",
+        "NhwcConv", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "RNN",
+    }
+)  # fmt: skip
 _MACS: Final = {"Conv": _conv, "ConvTranspose": _transposed_conv, "Gemm": _gemm, "MatMul": _matmul}

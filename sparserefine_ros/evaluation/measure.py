@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.processor import available_cores
 
@@ -109,4 +110,4 @@ def write_figures(figures: Sequence[DataclassInstance], path: Path) -> None:
     """Write figures, such as `Figures`, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = [asdict(figure) for figure in figures]
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -32,6 +33,9 @@ figcaption { color: #555; font-size: 0.85em; }
 .fixed { color: #00875f; } .broken { color: #d55e00; } .still { color: #777; }
 .note { color: #555; }
 """
+
+_GENERATOR: Final = "sparserefine evaluate"
+_HEAD: Final = 1000  # characters that hold it
 
 
 def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictures: str) -> str:
@@ -64,15 +68,25 @@ def build_page(evaluation: Evaluation, drawn: Sequence[FramePictures], *, pictur
             order=f"By mean IoU of {evaluation.final.value}, lowest first.",
         ),
     ]
-    return whole_page(title, body)
+    return whole_page(title, body, generator=_GENERATOR)
 
 
-def whole_page(title: str, body: Iterable[str]) -> str:
-    """HTML text of a page with this title and these elements."""
+def is_evaluation_page(path: Path) -> bool:
+    """Whether a file is a page of `build_page`."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return _GENERATOR in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def whole_page(title: str, body: Iterable[str], *, generator: str) -> str:
+    """HTML text of a page with this title and these elements; `generator` made it."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta name="generator" content="{generator}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
             *body,

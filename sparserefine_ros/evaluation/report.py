@@ -9,7 +9,7 @@ from typing import Final
 
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.evaluation import Evaluation
-from sparserefine_ros.evaluation.page import build_page
+from sparserefine_ros.evaluation.page import build_page, is_evaluation_page
 from sparserefine_ros.evaluation.pictures import Gallery, draw_frames
 from sparserefine_ros.evaluation.storage import write_csv, write_json
 from sparserefine_ros.files import write_text_whole
@@ -37,17 +37,31 @@ def prepare_folder(folder: Path) -> None:
         ) from err
 
 
-def prepare_report(folder: Path) -> None:
-    """`prepare_folder`, and make sure that no pictures but those of a report will be replaced.
+def prepare_file(path: Path) -> None:
+    """Make the folder of a file that will be written, before the work that fills it.
 
     Raises:
-        ConfigurationError: it cannot be written to, or holds such pictures.
+        ConfigurationError: nothing can be written to the folder, or a folder has the file's name.
+    """
+    prepare_folder(path.parent)
+    if path.is_dir():
+        raise ConfigurationError(f"expected a file to write, {path} is a folder; name a file in it")
+
+
+def prepare_report(folder: Path) -> None:
+    """`prepare_folder`, and make sure that nothing but an earlier report will be replaced.
+
+    Raises:
+        ConfigurationError: it cannot be written to, or holds files of the same names.
     """
     prepare_folder(folder)
-    if (folder / PICTURES).exists() and not (folder / PAGE).exists():
+    if is_evaluation_page(folder / PAGE):
+        return
+    taken = [name for name in (PAGE, PICTURES) if (folder / name).exists()]
+    if taken:
         raise ConfigurationError(
-            f"expected a folder for a report, got {folder}, whose {PICTURES} are none of a report; "
-            "choose another folder"
+            f"expected a folder for a report, got {folder}, where {taken[0]} is not of such a "
+            "report; choose another folder"
         )
 
 

@@ -35,6 +35,7 @@ from sparserefine_ros.training.crops import AugmentedCrops, check_classes
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process
 from sparserefine_ros.training.recipe import DenseRecipe
+from sparserefine_ros.training.run_folder import BUNDLE, prepare_run_folder
 from sparserefine_ros.training.start_dense import start_dense_from
 from sparserefine_ros.training.teacher import open_named_bundle
 from sparserefine_ros.zoo.efficientnet import EfficientNetLite, load_imagenet_weights
@@ -48,6 +49,8 @@ _logger = logging.getLogger(__name__)
 
 # Of the whole of the data, for the statistics of the norms.
 _START_CROPS = 32
+
+WEIGHTS_FILE = "dense.onnx"
 
 
 class DenseTask:
@@ -189,16 +192,17 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
     """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
 
     Raises:
-        ConfigurationError: the data's classes are not the recipe's, or `start_from` names a
-            network that is not this one.
+        ConfigurationError: the data's classes are not the recipe's, `start_from` names a network
+            that is not this one, or the folder is not free.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
     classes = recipe.classes or classes_of(recipe.train[0].data)
     check_classes(recipe, tuple(entry.name for entry in classes))
+    prepare_run_folder(folder, WEIGHTS_FILE, resume=resume)
     task = DenseTask(recipe)
     origin = recipe.origin(task.source.digest if task.source else "")
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
-    onnx, file = folder / "dense.onnx", FileSpec(path="dense.onnx")
+    onnx, file = folder / WEIGHTS_FILE, FileSpec(path=WEIGHTS_FILE)
     spec = BundleSpec(
         name=recipe.name,
         licence=recipe.licence,
@@ -210,7 +214,7 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
             features=DenseFeaturesSpec(name="features", channels=recipe.features),
         ),
         training={
-            "dense_data": tuple(source.data.split(":")[0] for source in recipe.train),
+            "dense_data": recipe.data_kinds(),
             "dense_epochs": recipe.schedule.epochs,
             "dense_seed": recipe.seed,
             "dense_val_miou": round(miou, 4),
@@ -222,6 +226,6 @@ def train_dense(recipe: DenseRecipe, folder: Path, *, resume: bool) -> Bundle:
         export_onnx(task.module, onnx)
         if recipe.half_weights:
             halve_weights(onnx)
-        return create_bundle(folder / "bundle", spec, {file.path: onnx})
+        return create_bundle(folder / BUNDLE, spec, {file.path: onnx})
 
     return in_main_process(write)

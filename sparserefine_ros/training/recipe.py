@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Field, PositiveFloat, PositiveInt, Tag, field_validator
 
 from sparserefine_ros.bundle_spec import (
     ClassSpec,
@@ -91,13 +92,17 @@ class TrainingRecipe(Record):
         augmentation: random transforms.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     seed: int = 0
     train: tuple[DataSource, ...] = Field(min_length=1)
     validate_on: str
     class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     schedule: Schedule
     augmentation: AugmentationRecipe
+
+    def data_kinds(self) -> tuple[str, ...]:
+        """What a bundle records of `train`: kinds of data sets, without their folders."""
+        return tuple(os.path.expandvars(source.data).split(":")[0] for source in self.train)
 
     def origin(self, bundle_digest: str = "") -> dict[str, Any]:
         """What a run of this recipe depends on beside the schedule, as plain values.
@@ -204,3 +209,10 @@ class SelectorRecipe(TrainingRecipe):
 
     density: Share = 0.12
     max_pixels: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("class_balance")
+    @classmethod
+    def _has_no_classes(cls, value: float) -> float:
+        if value:
+            raise ValueError("expected none, for a selector tells right from wrong, not classes")
+        return value

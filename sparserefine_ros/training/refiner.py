@@ -51,6 +51,7 @@ from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import RefinerRecipe
+from sparserefine_ros.training.run_folder import BUNDLE, prepare_run_folder
 from sparserefine_ros.training.start import start_from
 from sparserefine_ros.training.teacher import Teacher, open_named_bundle
 from sparserefine_ros.training.temperature import fit_temperature
@@ -259,19 +260,21 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     """Train by `recipe`; checkpoints and the bundle `folder/bundle` are left in `folder`.
 
     Raises:
-        ConfigurationError: the data's classes are not the bundle's.
+        ConfigurationError: the data's classes are not the bundle's, or the folder is not free.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
     check_classes(recipe, bundle.class_names)
+    prepare_run_folder(folder, WEIGHTS_FILE, resume=resume)
     task = RefinerTask(recipe, bundle)
     origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
 
     def write() -> Bundle:
         temperature = task.calibrate() if recipe.calibrate else None
+        earlier = bundle.spec.training.items()
         record = {
-            **bundle.spec.training,
-            "refiner_data": tuple(source.data.split(":")[0] for source in recipe.train),
+            **{key: value for key, value in earlier if not key.startswith("refine")},
+            "refiner_data": recipe.data_kinds(),
             "refiner_epochs": recipe.schedule.epochs,
             "refiner_seed": recipe.seed,
             "refined_val_miou": round(miou, 4),
@@ -282,6 +285,6 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
         sources = {file.path: bundle.path(file) for file in spec.files()}
         sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
         save_weights(task.module, folder / WEIGHTS_FILE)
-        return create_bundle(folder / "bundle", spec, sources)
+        return create_bundle(folder / BUNDLE, spec, sources)
 
     return in_main_process(write)

@@ -30,6 +30,7 @@ from sparserefine_ros.training.dense import count_labels
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
 from sparserefine_ros.training.recipe import SelectorRecipe
+from sparserefine_ros.training.run_folder import BUNDLE, prepare_run_folder
 from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "selector.safetensors"
@@ -130,10 +131,11 @@ def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resu
     The bundle keeps its refiner, which was trained with another selection.
 
     Raises:
-        ConfigurationError: the data's classes are not the bundle's.
+        ConfigurationError: the data's classes are not the bundle's, or the folder is not free.
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
     check_classes(recipe, bundle.class_names)
+    prepare_run_folder(folder, WEIGHTS_FILE, resume=resume)
     task = SelectorTask(recipe, bundle)
     origin = recipe.origin(bundle.digest)
     fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
@@ -143,7 +145,7 @@ def train_selector(recipe: SelectorRecipe, bundle: Bundle, folder: Path, *, resu
         spec = _trained_spec(task, recipe, bundle)
         sources = {file.path: bundle.path(file) for file in spec.files()}
         sources[WEIGHTS_FILE] = folder / WEIGHTS_FILE
-        return create_bundle(folder / "bundle", spec, sources)
+        return create_bundle(folder / BUNDLE, spec, sources)
 
     return in_main_process(write)
 
@@ -158,7 +160,7 @@ def _trained_spec(task: SelectorTask, recipe: SelectorRecipe, bundle: Bundle) ->
     )
     record = {
         **bundle.spec.training,
-        "selector_data": tuple(source.data.split(":")[0] for source in recipe.train),
+        "selector_data": recipe.data_kinds(),
         "selector_epochs": recipe.schedule.epochs,
         "selector_val_density": recipe.density,
         "selector_val_recall": round(recall, 4),

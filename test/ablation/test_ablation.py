@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ FIELDS = {
         {"widths": [4], "blocks": 1},
         {"widths": [4, 6], "blocks": 1},
     ],
+}
+ONE_RUN = {
+    "selectors": ["entropy"],
+    "densities": [],
+    "inputs": [["rgb", "logits"]],
+    "extractors": [],
+    "ensemblers": ["gated"],
 }
 
 
@@ -98,6 +106,16 @@ class TestPlan:
         assert next(iter(ablation.runs)) == DEFAULT
         recipes = [run.recipe.model_dump_json(exclude={"name"}) for run in ablation.runs.values()]
         assert len(set(recipes)) == len(recipes)
+
+    def test_unets_that_differ_in_their_bounds_only(
+        self, dense: Bundle, scores: dict[str, Scores]
+    ) -> None:
+        unet = {"widths": [4, 6], "blocks": 1}
+        recipe = make_recipe(**ONE_RUN | {"extractors": [unet, {**unet, "bounds": "data"}]})
+        assert list(Ablation(recipe, dense, scores).runs) == [
+            DEFAULT,
+            "extractor-unet-4-6-x1-data",
+        ]
 
     def test_selectors_share_the_density_of_the_default(
         self, dense: Bundle, scores: dict[str, Scores]
@@ -214,6 +232,34 @@ class TestStudy:
         scores = [line for line in tables.splitlines() if not line.startswith("| yes")]
         # Only the times of the run that was evaluated again may differ.
         assert set(scores) <= set(again.splitlines())
+
+    def test_the_smallest_recipe_goes_on_and_notices_another_start(
+        self, folder: Path, dense: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No bundle of dense-full; the refiner starts from one that is trained anew in place."""
+        start = shutil.copytree(folder / DEFAULT / "bundle", tmp_path / "start")
+        monkeypatch.setattr(study, "train_refiner", lambda *_, **__: Bundle.open(start))
+        recipe = make_recipe(**ONE_RUN, refiner=REFINER | {"start_from": str(start)})
+        first = run_ablation(recipe, dense, tmp_path / "out")
+        assert run_ablation(recipe, dense, tmp_path / "out") == first
+        note = start / "bundle.yaml"
+        note.write_text(f"{note.read_text()}# trained anew\n", encoding="utf-8")
+        with pytest.raises(ConfigurationError, match="of another recipe, model or data"):
+            run_ablation(recipe, dense, tmp_path / "out")
+
+    def test_a_mistake_in_the_recipe_does_not_keep_the_folder(
+        self, dense: Bundle, tmp_path: Path
+    ) -> None:
+        many = {"threshold_nats": 1.0, "max_pixels": 9}
+        recipe = make_recipe(refiner=REFINER | {"selector": many})
+        with pytest.raises(ConfigurationError, match="without pixel budget"):
+            run_ablation(recipe, dense, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_file_where_the_folder_should_be(self, dense: Bundle, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("x")
+        with pytest.raises(ConfigurationError, match="expected a folder for the ablation"):
+            run_ablation(make_recipe(), dense, tmp_path / "out")
 
     def test_a_folder_of_another_recipe_is_refused(self, folder: Path, dense: Bundle) -> None:
         with pytest.raises(ConfigurationError, match="holds an ablation of another recipe"):

@@ -58,5 +58,6 @@ def test_wrong_labels_are_not_timed(bundle: Bundle, monkeypatch: pytest.MonkeyPa
 
 def test_size_is_width_by_height() -> None:
     assert bench.parse_size("2048x1024") == (1024, 2048)
-    with pytest.raises(ConfigurationError, match="2048x1024, got 'big'"):
-        bench.parse_size("big")
+    for text in ("big", "8x480", "480x99999", "0x0"):
+        with pytest.raises(ConfigurationError, match=f"sides of 16 to 16384, got '{text}'"):
+            bench.parse_size(text)

@@ -177,6 +177,18 @@ def test_open_shapes_are_named(bundle: Bundle, tmp_path: Path) -> None:
     assert "leaves the shapes of Conv 'the_conv' open" in cost.missing
 
 
+def test_products_that_are_not_looked_into_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, 8, 8])
+    kernel = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "kernel")
+    node = helper.make_node("Einsum", ["image", "kernel"], ["logits"], equation="bihw,oi->bohw")
+    graph = helper.make_graph([node], "einsum", [image], [logits], [kernel])
+    onnx.save(helper.make_model(graph), tmp_path / "dense.onnx")
+    cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
+    assert (cost.parameters, cost.macs) == (12, None)
+    assert "those of Einsum are not counted" in cost.missing
+
+
 def test_without_onnx_nothing_is_counted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     cost = DenseCounter(bundle)((8, 8))

@@ -19,8 +19,14 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError, ImageError
 from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
+from sparserefine_ros.evaluation.page import whole_page
 from sparserefine_ros.evaluation.pictures import Gallery
-from sparserefine_ros.evaluation.report import prepare_folder, prepare_report, write_report
+from sparserefine_ros.evaluation.report import (
+    prepare_file,
+    prepare_folder,
+    prepare_report,
+    write_report,
+)
 from sparserefine_ros.evaluation.scores import Variant
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -149,7 +155,9 @@ def test_pictures_of_another_kind_are_not_replaced(whole: Evaluation, tmp_path: 
     mine.parent.mkdir()
     mine.write_bytes(b"sun")
     for start in (lambda: prepare_report(tmp_path), lambda: write_report(whole, tmp_path, None)):
-        with pytest.raises(ConfigurationError, match="whose pictures are none of a report; choose"):
+        with pytest.raises(
+            ConfigurationError, match="where pictures is not of such a report; choose"
+        ):
             start()
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
     assert mine.read_bytes() == b"sun"
@@ -172,8 +180,20 @@ def test_a_failure_leaves_the_earlier_report(
 
 def test_a_place_that_is_taken(whole: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(ConfigurationError, match=r"cannot replace the report in .*directory"):
+    with pytest.raises(ConfigurationError, match=r"where report\.html is not of such a report"):
         write_report(whole, tmp_path, None)
+
+
+def test_the_report_of_a_bag_is_not_replaced(tmp_path: Path) -> None:
+    page = whole_page("a bag", [], generator="sparserefine bag evaluate")
+    (tmp_path / "report.html").write_text(page)
+    with pytest.raises(ConfigurationError, match=r"where report\.html is not of such a report"):
+        prepare_report(tmp_path)
+
+
+def test_a_folder_where_a_file_should_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a file to write, .* is a folder"):
+        prepare_file(tmp_path)
 
 
 def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[2] / "config" / "recipes"
 KINDS: dict[str, type[Record]] = {
     "refiner.yaml": RefinerRecipe,
     "street_large_dense.yaml": DenseRecipe,
+    "street_large_dense_more.yaml": DenseRecipe,
     "street_large_full.yaml": DenseRecipe,
     "street_large_full_more.yaml": DenseRecipe,
     "street_large_refiner.yaml": RefinerRecipe,

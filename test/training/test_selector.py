@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pointwise_onnx
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from sparserefine_ros.bundle import Bundle, create_bundle
@@ -140,3 +141,8 @@ def test_without_any_label_to_validate_on(
     monkeypatch.setattr(module_under_test, "count_labels", unlabelled)
     with pytest.raises(SparseRefineError, match="expected validation data with labelled pixels"):
         train_selector(make_recipe(), dense, tmp_path / "run", resume=False)
+
+
+def test_classes_are_not_balanced() -> None:
+    with pytest.raises(ValidationError, match="tells right from wrong, not classes"):
+        make_recipe(class_balance=0.5)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a training run, checked before the work that fills it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sparserefine_ros.bundle import BUNDLE_FILE, check_bundle_folder
+from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.training.checkpoint import BEST, LAST
+from sparserefine_ros.training.log import LOG
+
+BUNDLE: Final = "bundle"
+
+
+def prepare_run_folder(folder: Path, weights: str, *, resume: bool) -> None:
+    """Make the folder of a run, and see that the run will overwrite nothing else.
+
+    Args:
+        folder: of the run.
+        weights: name of the file with the trained weights.
+        resume: whether a run that the folder holds goes on.
+
+    Raises:
+        ConfigurationError: it is none or cannot be made, it is a bundle, it already holds a run and
+            `resume` is false, or it holds files of the same names but no run.
+        BundleError: its `bundle` is something else than a bundle.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigurationError(
+            f"expected a folder for the training, got {folder}: {err.strerror}; choose another"
+        ) from err
+    if (folder / BUNDLE_FILE).exists():
+        raise ConfigurationError(
+            f"expected a folder for checkpoints, {folder} is a bundle, whose files the training "
+            "would overwrite; choose another folder"
+        )
+    if (folder / LAST).exists():
+        if not resume:
+            raise ConfigurationError(
+                f"{folder} already holds a run; pass --resume or choose another folder"
+            )
+    elif not resume:
+        for name in (BEST, LOG, weights):
+            if (folder / name).exists():
+                raise ConfigurationError(
+                    f"expected a new folder or one of a run, got {folder} with {name}, which the "
+                    "training would overwrite; delete it, or choose another folder"
+                )
+    check_bundle_folder(folder / BUNDLE)
