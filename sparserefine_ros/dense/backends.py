@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.devices import device_kind, require_gpu
 from sparserefine_ros.dense.options import EngineOptions
 from sparserefine_ros.errors import BackendError
 
 AUTO: Final = "auto"
+
+# Compute capability of the data-centre GPUs that TensorRT for RTX leaves out.
+_NOT_FOR_RTX: Final = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,12 @@ def choose_backend(bundle: Bundle, backend: str, device: str, engine: EngineOpti
         return Choice(backend)
     if device_kind(device) != "cuda":
         return Choice("onnxruntime", f"device is {device}")
-    require_gpu(device, "the dense model")
+    gpu = require_gpu(device, "the dense model")
     installed = [name for name in TENSORRT_PACKAGES if installed_package(name)]
     if not installed:
         return Choice("onnxruntime", f"device is {device}, TensorRT is not installed")
+    if installed == ["tensorrt_rtx"] and torch.cuda.get_device_capability(gpu) == _NOT_FOR_RTX:
+        return Choice("onnxruntime", f"device is {device}, which tensorrt_rtx is not made for")
     if bundle.spec.dense.input.size is None and not engine.picture_sizes:
         return Choice(
             "onnxruntime",

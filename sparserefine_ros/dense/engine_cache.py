@@ -243,7 +243,7 @@ class EngineCache:
 
     def _wait(self, descriptor: int, report: Report, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        while not _try_lock(descriptor):
+        while not self._try_lock(descriptor):
             if time.monotonic() >= deadline_s:
                 raise BackendError(
                     f"another process has been building an engine in {self.folder} for "
@@ -251,6 +251,17 @@ class EngineCache:
                 )
             report(Progress("waiting for another process that builds an engine"))
             time.sleep(_POLL_S)
+
+    def _try_lock(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as err:
+            raise BackendError(
+                f"cannot lock {self.folder}: {err.strerror}; {_OTHER_FOLDER}"
+            ) from err
+        return True
 
     @staticmethod
     def _delete(path: Path) -> None:
@@ -264,11 +275,3 @@ class EngineCache:
 
     def _json(self, digest: str) -> Path:
         return self.folder / f"{digest}.json"
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -7,6 +7,8 @@ runs the rest by CUDA, and keeps the engines in our cache folder by rules of its
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +37,13 @@ class _TensorRt:
 
     Attributes:
         provider: its name.
+        package: of Python, that brings TensorRT.
         prefix: of its options.
         install: what to do for an ONNX Runtime with it.
     """
 
     provider: str
+    package: str
     prefix: str
     install: str
 
@@ -68,11 +72,13 @@ class _TensorRt:
 _TENSORRT: Final = {
     "onnxruntime_tensorrt": _TensorRt(
         "TensorrtExecutionProvider",
+        "tensorrt",
         "trt",
         f"{_INSTALL_CUDA} 'tensorrt>=10'",
     ),
     "onnxruntime_tensorrt_rtx": _TensorRt(
         "NvTensorRTRTXExecutionProvider",
+        "tensorrt_rtx",
         "nv",
         "build ONNX Runtime with --use_nv_tensorrt_rtx (https://onnxruntime.ai/docs/build/eps.html)",
     ),
@@ -104,6 +110,10 @@ def choose_providers(
             f"expected an ONNX Runtime with {provider} for device {how.device}, this one has "
             f"{', '.join(available)}; {tensorrt.install if tensorrt else _INSTALL_CUDA}"
         )
+    if tensorrt is not None:
+        with contextlib.suppress(ImportError):
+            # It loads the library that the provider links to, where the loader does not look.
+            importlib.import_module(tensorrt.package)
     gpu = {"device_id": str(require_gpu(how.device, f"backend {how.backend}").index)}
     providers = [(CUDA_PROVIDER, gpu), (CPU_PROVIDER, {})]
     if tensorrt is None:

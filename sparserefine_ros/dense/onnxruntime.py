@@ -76,7 +76,12 @@ def _session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     whole = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(whole, options, providers=providers)
+        # Of itself it would go on with other providers, without their options, where one fails.
+        session = onnxruntime.InferenceSession(
+            whole, options, providers=providers, enable_fallback=0
+        )
+        session.disable_fallback()
+        return session
     except Exception as err:  # the engine raises bare subclasses of Exception
         what = "the model in half precision" if isinstance(model, bytes) else model
         raise BackendError(f"ONNX Runtime refuses {what}: {err}") from err

@@ -7,6 +7,7 @@ It pays for transformers and in bfloat16; `docs/tensorrt.md` tells when to choos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -65,8 +66,13 @@ class OpenVinoSegmenter:
 
     def __init__(self, bundle: Bundle, compiled: Any, how: DenseOptions) -> None:
         self._request = compiled.create_infer_request()
+        given = bundle.spec.dense
+        known = {given.input.name, given.output.name, given.features.name if given.features else ""}
         self._contract = Contract(
-            bundle, _tensors(compiled.inputs), _tensors(compiled.outputs), how.engine.max_batch
+            bundle,
+            _tensors(compiled.inputs, known),
+            _tensors(compiled.outputs, known),
+            how.engine.max_batch,
         )
         precision = "bf16" if how.engine.precision == "bf16" else "fp32"
         self.description = f"openvino CPU {precision}, {how.threads} threads"
@@ -88,10 +94,12 @@ class OpenVinoSegmenter:
         return contract.dense_outputs(raw, low_res_images)
 
 
-def _tensors(ports: Sequence[Any]) -> list[GraphTensor]:
+def _tensors(ports: Sequence[Any], known: AbstractSet[str | None]) -> list[GraphTensor]:
+    """Inputs or outputs by the names that the bundle knows: each port may have several."""
     found = []
     for port in ports:
         shape = [side.get_length() if side.is_static else "?" for side in port.partial_shape]
         element = port.element_type.get_type_name()
-        found.append(GraphTensor(port.any_name, shape, _ELEMENTS.get(element, element)))
+        name = next((name for name in port.names if name in known), port.any_name)
+        found.append(GraphTensor(name, shape, _ELEMENTS.get(element, element)))
     return found

@@ -75,14 +75,24 @@ def open_segmenter(
             model refused.
         BundleError: the model contradicts the bundle.
     """
-    name = choose_backend(bundle, backend, device, engine).backend
+    choice = choose_backend(bundle, backend, device, engine)
+    how = DenseOptions(choice.backend, device, threads or available_cores(), engine, on_device)
+    try:
+        return _open(bundle, how, report)
+    except BackendError as err:
+        if not choice.reason:
+            raise
+        raise BackendError(f"{err} (backend {choice.annotate(choice.backend)})") from err
+
+
+def _open(bundle: Bundle, how: DenseOptions, report: Report) -> Segmenter:
+    name, device = how.backend, how.device
     known = BACKENDS[name]
     if device_kind(device) not in known.devices:
         raise BackendError(
             f"backend {name} runs on device {' or '.join(known.devices)}, got {device!r}; "
             f"choose {known.devices[0]}"
         )
-    require_precision(name, engine.precision)
+    require_precision(name, how.engine.precision)
     opener: Opener = importlib.import_module(known.module).open_segmenter
-    how = DenseOptions(name, device, threads or available_cores(), engine, on_device)
     return opener(bundle, how, report)

@@ -188,7 +188,13 @@ class _Buffers:
     ) -> None:
         def allocate(tensor: GraphTensor) -> torch.Tensor:
             shape = tuple(context.get_tensor_shape(tensor.name))
-            found = torch.empty(shape, dtype=_TORCH_TYPES[tensor.element], device=device)
+            kind = _TORCH_TYPES.get(tensor.element)
+            if kind is None or any(side < 0 for side in shape):
+                raise ModelOutputError(
+                    f"expected {tensor.name} of a known size and of {', '.join(_TORCH_TYPES)}, got "
+                    f"{list(shape)} of {tensor.element}; export the model without it"
+                )
+            found = torch.empty(shape, dtype=kind, device=device)
             context.set_tensor_address(tensor.name, found.data_ptr())
             return found
 
@@ -212,12 +218,13 @@ class _Buffers:
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:
         self._captures = False
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads may allocate meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 taken = self._enqueue()
         except RuntimeError as err:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own
             logger.warning("the engine runs without a CUDA graph: %s", err)
             return None
         return graph if taken else None

@@ -32,9 +32,15 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.open(tiny_bundle)
 
 
-def pretend_gpu(monkeypatch: pytest.MonkeyPatch, *, flavours: tuple[str, ...]) -> None:
+def pretend_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    flavours: tuple[str, ...],
+    capability: tuple[int, int] = (8, 9),
+) -> None:
     """A GPU is found, and so are these flavours of TensorRT."""
     monkeypatch.setattr(backends, "require_gpu", lambda device, _: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(
         backends, "installed_package", lambda name: name if name in flavours else None
     )
@@ -72,6 +78,21 @@ class TestAuto:
         choice = choose_backend(bundle, "auto", "cuda", known)
         assert choice.backend == "tensorrt_rtx"
         assert "tensorrt_rtx is installed" in choice.reason
+
+    @pytest.mark.parametrize(
+        ("flavours", "expected"),
+        [(("tensorrt_rtx",), "onnxruntime"), (("tensorrt", "tensorrt_rtx"), "tensorrt")],
+    )
+    def test_a_data_centre_gpu(
+        self,
+        bundle: Bundle,
+        monkeypatch: pytest.MonkeyPatch,
+        flavours: tuple[str, ...],
+        expected: str,
+    ) -> None:
+        pretend_gpu(monkeypatch, flavours=flavours, capability=(9, 0))
+        known = EngineOptions(picture_sizes=((48, 64),))
+        assert choose_backend(bundle, "auto", "cuda", known).backend == expected
 
     def test_a_bundle_of_fixed_size_needs_no_picture_size(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,8 +138,13 @@ def test_a_missing_provider_names_the_install_step(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=r"CUDAExecutionProvider .* pip install onnxruntime-gpu"):
+    with pytest.raises(
+        BackendError, match=r"CUDAExecutionProvider .* pip install onnxruntime-gpu$"
+    ):
         open_segmenter(bundle, backend="onnxruntime", device="cuda", threads=1)
+    pretend_gpu(monkeypatch, flavours=("tensorrt",))
+    with pytest.raises(BackendError, match=r"auto: .*tensorrt would need the size of the pictures"):
+        open_segmenter(bundle, backend="auto", device="cuda", threads=1)
 
 
 @needs_no_gpu

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.dense.backends import BACKENDS
+from sparserefine_ros.dense.onnxruntime import OnnxRuntimeSegmenter
 from sparserefine_ros.dense.options import EngineOptions
 from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
 from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
@@ -441,3 +442,11 @@ class TestBackends:
     def test_zero_threads_is_one_per_core(self, tiny_bundle: Path) -> None:
         segment = open_segmenter(Bundle.open(tiny_bundle), backend="auto", device="cpu", threads=0)
         assert segment.description == f"onnxruntime CPU, {available_cores()} threads"
+
+
+def test_no_other_provider_steps_in(tiny_bundle: Path) -> None:
+    """ONNX Runtime would do so of itself where one fails, without the options."""
+    bundle = Bundle.open(tiny_bundle)
+    segmenter = open_segmenter(bundle, backend="onnxruntime", device="cpu", threads=1)
+    assert isinstance(segmenter, OnnxRuntimeSegmenter)
+    assert not segmenter._session._enable_fallback

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from conftest import smooth_picture, write_pointwise_onnx
@@ -115,3 +116,19 @@ def test_bad_models_are_told(tmp_path: Path) -> None:
 def test_description_names_engine_precision_and_threads(tiny_bundle: Path) -> None:
     segment = open_segmenter(Bundle.open(tiny_bundle), backend="openvino", device="cpu", threads=2)
     assert segment.description == "openvino CPU fp32, 2 threads"
+
+
+def test_a_graph_that_ends_in_an_identity(tmp_path: Path) -> None:
+    """OpenVINO leaves it out; its output has both names then."""
+    write_pointwise_onnx(tmp_path / "model.onnx", WEIGHT, BIAS)
+    model = onnx.load(tmp_path / "model.onnx")
+    (output,) = model.graph.output
+    inner = output.name
+    output.name = "scores"
+    model.graph.node.append(onnx.helper.make_node("Identity", [inner], ["scores"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    bundle = hand_written(tmp_path, taken=FREE_SIZE, given={"name": "scores"})
+    (found,), (expected,) = (
+        run(bundle, backend, (20, 32)) for backend in ("openvino", "onnxruntime")
+    )
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)

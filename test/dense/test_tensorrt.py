@@ -132,6 +132,27 @@ def test_an_output_that_nobody_uses_may_be_of_any_type(element: str) -> None:
     assert str(buffers.outputs["labels"].dtype) == f"torch.{element}"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [GraphTensor("small", (-1, -1), "float8"), GraphTensor("boxes", (-2,), "float32")],
+    ids=["type", "size"],
+)
+def test_an_output_that_cannot_be_held_is_named(
+    odd: GraphTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = fake_segmenter(LOGITS, odd)
+    whole = FakeContext.get_tensor_shape
+    monkeypatch.setattr(
+        FakeContext,
+        "get_tensor_shape",
+        lambda self, name: (-1,) if name == "boxes" else whole(self, name),
+    )
+    with pytest.raises(
+        ModelOutputError, match=f"expected {odd.name} of a known size and of float32"
+    ):
+        segmenter._fit((1, 3, 8, 8))
+
+
 def test_errors_are_heard_by_those_who_listen_and_all_leave_in_any_order() -> None:
     log = SimpleNamespace(listeners=[])
     library = Library("tensorrt", None, log)
