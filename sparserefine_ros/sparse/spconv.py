@@ -39,11 +39,12 @@ class SpConvUNet:
         threads: of the whole process while it runs; more than one is wrong, see the module.
 
     Raises:
-        BackendError: SpConv is not installed.
+        BackendError: SpConv is not installed, or not for the device of the weights.
     """
 
     def __init__(self, unet: SparseUNet, *, threads: int = 1) -> None:
         library = _library()
+        _check_device(library, unet.stem.kernel.device)
         self._library, self._threads = library, threads
         self._stem = _convolution(library.SubMConv2d, unet.stem, key="same 0")
         self._levels = _Level(library, unet.levels, 0)
@@ -74,6 +75,16 @@ class SpConvUNet:
             torch.set_num_threads(threads)
 
 
+def _check_device(library: Any, device: torch.device) -> None:
+    from spconv.cppconstants import CPU_ONLY_BUILD
+
+    if CPU_ONLY_BUILD and device.type != "cpu":
+        raise BackendError(
+            f"expected a SpConv built for {device.type}, this one is for the CPU only; "
+            "pip uninstall spconv && pip install spconv-cu120"
+        )
+
+
 def _check_bounds(plan: SparsePlan) -> None:
     for level, below in zip(plan.levels, plan.levels[1:], strict=False):
         expected = tuple(max(0, (side - 1) // 2) for side in level.grid[1:])
@@ -86,8 +97,13 @@ def _check_bounds(plan: SparsePlan) -> None:
 
 def _convolution(kind: Any, conv: SparseConv, *, key: str, **options: Any) -> Any:
     """A convolution of SpConv's with our weights; those that share a key share their table."""
+    from spconv.core import ConvAlgo
+
     _, inputs, outputs = conv.kernel.shape
-    made = kind(inputs, outputs, 3, bias=False, indice_key=key, **options).to(conv.kernel.device)
+    device = conv.kernel.device
+    if device.type == "cpu":
+        options["algo"] = ConvAlgo.Native  # a build for GPUs would take one of theirs
+    made = kind(inputs, outputs, 3, bias=False, indice_key=key, **options).to(device).eval()
     # Ours are numbered with the row tap fastest, SpConv's are [outputs, row, column, inputs].
     weight = conv.kernel.detach().view(3, 3, inputs, outputs).permute(3, 1, 0, 2)
     made.weight.data.copy_(weight)

@@ -129,7 +129,8 @@ def _accumulate(
 def _store_active(y, out, pitch, scale, shift, row, n, mask, in_outputs):
     by = tl.load(scale + n, mask=in_outputs, other=0.0)
     offset = tl.load(shift + n, mask=in_outputs, other=0.0)
-    active = tl.maximum(y * by[None, :] + offset[None, :], 0.0)
+    # A plain maximum makes 0 of NaN, and what overflowed would not show.
+    active = tl.maximum(y * by[None, :] + offset[None, :], 0.0, tl.PropagateNan.ALL)
     tl.store(
         out + row[:, None] * pitch + n[None, :], rounded(active, out.dtype.element_ty), mask=mask
     )
@@ -150,7 +151,7 @@ def _finish(
             residual + row[:, None] * residual_pitch + n[None, :], mask=mask, other=0.0
         ).to(tl.float32)
     if RELU:
-        y = tl.maximum(y, 0.0)
+        y = tl.maximum(y, 0.0, tl.PropagateNan.ALL)
     if raw is not None:
         place = raw + row[:, None] * raw_pitch + n[None, :]
         tl.store(place, rounded(y, raw.dtype.element_ty), mask=mask)
@@ -208,7 +209,12 @@ if "cache_results" in inspect.signature(triton.autotune).parameters:
     prune_configs_by={"early_config_prune": _prune},
     **TUNING,
 )
-@triton.jit(do_not_specialize=["count", "inputs", "size_class"])
+# Tables and rows of one tap begin wherever those of the taps before end: their alignment changes
+# from frame to frame.
+@triton.jit(
+    do_not_specialize=["count", "inputs", "size_class"],
+    do_not_specialize_on_alignment=["table", "rows"],
+)
 def _convolve_kernel(
     x, x_pitch, table, weights, extra, extra_pitch, extra_weights,
     bias, residual, residual_pitch, raw, raw_pitch,

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import triton
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from triton.errors import TritonError
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.bundle_spec import RefinerSpec
@@ -34,6 +34,7 @@ from sparserefine_ros.triton_kernels.convolution import size_class, tuned
 from sparserefine_ros.triton_kernels.fusion import TritonGate, measure_uncertainty
 from sparserefine_ros.triton_kernels.runtime import check_device
 from sparserefine_ros.triton_kernels.topology import plan_from_mask
+from sparserefine_ros.triton_kernels.unet import is_out_of_memory
 
 
 class TritonRefineStage:
@@ -104,12 +105,14 @@ class TritonRefineStage:
         self.settled, before = False, tuned()
         try:
             found = self._refine(image, dense, selection, clock)
-        except (triton.CompilationError, triton.OutOfResources) as err:
+        except TritonError as err:
             raise BackendError(
                 f"expected {self._device} to take Triton's kernels, it does not ({err}); choose "
                 "another precision, or the sparse engine compiled"
             ) from err
-        except torch.OutOfMemoryError as err:
+        except RuntimeError as err:
+            if not is_out_of_memory(err):
+                raise
             raise DeviceMemoryError(
                 f"expected memory on {self._device} to refine {selection.count} pixels, it ran out "
                 f"({err}); lower max_refined_pixels, or free memory of the GPU"

@@ -129,7 +129,11 @@ def _mark_kernel(
         tl.atomic_max(bounds + 1, columns, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["first", "other_first", "none", "base", "other_base"])
+@triton.jit(
+    do_not_specialize=[
+        "first", "other_first", "none", "base", "other_base", "active_height", "active_width",
+    ]
+)  # fmt: skip
 def _table_kernel(
     marks, scan, sites, table, first, base, batch, height, width, active_height, active_width,
     other_first, other_base, other_height, other_width, none,

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
-import triton
 from torch import Tensor, nn
+from triton.errors import TritonError
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError
 from sparserefine_ros.sparse.index import TAPS
@@ -238,7 +238,7 @@ class TritonUNet:
             )
         try:
             return with_memory(lambda: self._run(features, plan), features.shape[0], self._device)
-        except (triton.CompilationError, triton.OutOfResources) as err:
+        except TritonError as err:
             raise BackendError(
                 f"expected {self._device} to take the kernels in {self._dtype}, it does not "
                 f"({err}); choose another precision, or the sparse engine pytorch"
@@ -261,6 +261,11 @@ class TritonUNet:
         return logits
 
 
+def is_out_of_memory(err: RuntimeError) -> bool:
+    """PyTorch says so by the type of the error, Triton by its text."""
+    return isinstance(err, torch.OutOfMemoryError) or "[CUDA]: out of memory" in str(err)
+
+
 def with_memory(run: Callable[[], Tensor], count: int, device: torch.device) -> Tensor:
     """Run once more on a cleared cache where memory ran out, then give up for this frame.
 
@@ -269,13 +274,17 @@ def with_memory(run: Callable[[], Tensor], count: int, device: torch.device) -> 
     """
     try:
         return run()
-    except torch.OutOfMemoryError:
-        pass  # from here on nothing holds the tensors of the failed run
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
+        # From here on nothing holds the tensors of the failed run.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
         return run()
-    except torch.OutOfMemoryError as err:
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
         raise DeviceMemoryError(
             f"expected memory on {device} for the sparse network on {count} pixels, it ran out "
             f"({err}); lower max_refined_pixels, or free memory of the GPU"

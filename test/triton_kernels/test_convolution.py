@@ -160,6 +160,22 @@ def test_everything_after_the_sums(split: int, dtype: torch.dtype, device: torch
     assert side_by_side[:, 2 * outputs :].isnan().all()
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_no_number_does_not_become_zero(relu: bool, device: torch.device) -> None:
+    """Sums that overflowed both ways: a ReLU must not hide them."""
+    x = torch.tensor([[float("inf")] * 16, [1.0] * 16], device=device)
+    kernel = torch.tensor([1.0, -1.0], device=device).repeat(8)[None, :, None].expand(1, 16, 16)
+    ones, zeros = torch.ones(16, device=device), torch.zeros(16, device=device)
+    raw, active = (torch.zeros(2, 16, device=device) for _ in range(2))
+    convolve(
+        x, None, Weights.of(kernel.contiguous(), torch.float32), 2,
+        raw=raw, into=[(active, Activation(ones, zeros))], relu=relu,
+    )  # fmt: skip
+    for found in (raw, active):
+        assert found[0].isnan().all()
+        assert not found[1].any()
+
+
 @DTYPES
 def test_row_by_row(dtype: torch.dtype, device: torch.device) -> None:
     x, weight = randn(70, 21, seed=1, dtype=dtype), randn(21, 4, seed=2, dtype=dtype)

@@ -173,6 +173,18 @@ class TestOutOfMemory:
 
         return fail
 
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+            (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+            (RuntimeError("Triton Error [CUDA]: an illegal memory access"), False),
+        ],
+        ids=["PyTorch", "Triton", "another"],
+    )
+    def test_how_it_is_told(self, error: RuntimeError, expected: bool) -> None:
+        assert module.is_out_of_memory(error) == expected
+
     def test_once(self, fail: Callable[[int], None], device: torch.device) -> None:
         fail(1)
         check(make_unet((4, 6), 1), MASKS["one-first"], "image", "fp32", device)
