@@ -160,6 +160,7 @@ def test_everything_after_the_sums(split: int, dtype: torch.dtype, device: torch
     assert side_by_side[:, 2 * outputs :].isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 @pytest.mark.parametrize("relu", [False, True])
 def test_what_is_no_number_does_not_become_zero(relu: bool, device: torch.device) -> None:
     """Sums that overflowed both ways: a ReLU must not hide them."""
