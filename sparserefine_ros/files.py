@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and places checked before the work that fills them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -70,3 +71,31 @@ def _cannot_write(path: Path, err: OSError) -> SparseRefineError:
     return SparseRefineError(
         f"cannot write {path}: {err.strerror}; make room or grant access, then try again"
     )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create a folder and make sure that it can be written to, before any long work.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise ConfigurationError(
+            f"expected a folder that can be written to, got {folder}: {err.strerror}; "
+            "choose another folder"
+        ) from err
+
+
+def prepare_file(path: Path) -> None:
+    """Make the folder of a file that will be written, before the work that fills it.
+
+    Raises:
+        ConfigurationError: nothing can be written to the folder, or a folder has the file's name.
+    """
+    prepare_folder(path.parent)
+    if path.is_dir():
+        raise ConfigurationError(f"expected a file to write, {path} is a folder; name a file in it")

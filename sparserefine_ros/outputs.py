@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.errors import SparseRefineError
+from sparserefine_ros.files import prepare_folder
 from sparserefine_ros.render import (
     contact_sheet,
     draw_entropy,
@@ -58,12 +59,7 @@ class ResultWriter:
     def __init__(
         self, folder: Path, bundle: Bundle, *, video_fps: float, expected: int | None = None
     ) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise ConfigurationError(
-                f"expected a folder for the results, got {folder}: {err.strerror}; choose another"
-            ) from err
+        prepare_folder(folder)
         self.folder = folder
         self.frames = 0
         self._stems: set[str] = set()

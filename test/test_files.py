@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sparserefine_ros.errors import SparseRefineError
-from sparserefine_ros.files import whole_file, write_text_whole, write_whole
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.files import (
+    prepare_file,
+    prepare_folder,
+    whole_file,
+    write_text_whole,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize("name", ["scores.json", "scores.tmp", "no_suffix", "part.1"])
@@ -44,3 +50,14 @@ def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
         write_and_fail()
     assert [each.name for each in tmp_path.iterdir()] == ["video.mp4"]
     assert path.read_text() == "earlier"
+
+
+def test_a_folder_where_a_file_should_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a file to write, .* is a folder"):
+        prepare_file(tmp_path)
+
+
+def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"folder that can be written to.*choose another"):
+        prepare_folder(tmp_path / "file" / "report")

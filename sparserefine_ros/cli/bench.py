@@ -71,7 +71,7 @@ def _prepared(bench: Callable[[argparse.Namespace], None]) -> Callable[[argparse
 
     def run(options: argparse.Namespace) -> None:
         if options.json:
-            from sparserefine_ros.evaluation.report import prepare_file
+            from sparserefine_ros.files import prepare_file
 
             prepare_file(options.json)
         bench(options)

@@ -49,9 +49,10 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from sparserefine_ros.evaluation.evaluation import Evaluation
-    from sparserefine_ros.evaluation.report import prepare_file, prepare_report, write_report
+    from sparserefine_ros.evaluation.report import prepare_report, write_report
     from sparserefine_ros.evaluation.storage import read_json, write_json
     from sparserefine_ros.evaluation.table import format_table
+    from sparserefine_ros.files import prepare_file
 
     if options.merge:
         _refuse_others(options, parser)

@@ -12,40 +12,12 @@ from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.page import build_page, is_evaluation_page
 from sparserefine_ros.evaluation.pictures import Gallery, draw_frames
 from sparserefine_ros.evaluation.storage import write_csv, write_json
-from sparserefine_ros.files import write_text_whole
+from sparserefine_ros.files import prepare_folder, write_text_whole
 
 PAGE: Final = "report.html"
 PICTURES: Final = "pictures"
 SCORES: Final = "scores.json"
 TABLE: Final = "scores.csv"
-
-
-def prepare_folder(folder: Path) -> None:
-    """Create a folder and make sure that it can be written to, before any long work.
-
-    Raises:
-        ConfigurationError: it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as err:
-        raise ConfigurationError(
-            f"expected a folder that can be written to, got {folder}: {err.strerror}; "
-            "choose another folder"
-        ) from err
-
-
-def prepare_file(path: Path) -> None:
-    """Make the folder of a file that will be written, before the work that fills it.
-
-    Raises:
-        ConfigurationError: nothing can be written to the folder, or a folder has the file's name.
-    """
-    prepare_folder(path.parent)
-    if path.is_dir():
-        raise ConfigurationError(f"expected a file to write, {path} is a folder; name a file in it")
 
 
 def prepare_report(folder: Path) -> None:

@@ -44,7 +44,7 @@ class SpConvUNet:
 
     def __init__(self, unet: SparseUNet, *, threads: int = 1) -> None:
         library = _library()
-        _check_device(library, unet.stem.kernel.device)
+        _check_device(unet.stem.kernel.device)
         self._library, self._threads = library, threads
         self._stem = _convolution(library.SubMConv2d, unet.stem, key="same 0")
         self._levels = _Level(library, unet.levels, 0)
@@ -75,7 +75,7 @@ class SpConvUNet:
             torch.set_num_threads(threads)
 
 
-def _check_device(library: Any, device: torch.device) -> None:
+def _check_device(device: torch.device) -> None:
     from spconv.cppconstants import CPU_ONLY_BUILD
 
     if CPU_ONLY_BUILD and device.type != "cpu":

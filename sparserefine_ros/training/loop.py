@@ -27,6 +27,7 @@ from sparserefine_ros.training.log import TrainingLog
 from sparserefine_ros.training.memory import keep_freed_memory, return_freed_memory
 from sparserefine_ros.training.processes import can_use_bfloat16, in_main_process, open_accelerator
 from sparserefine_ros.training.recipe import Schedule
+from sparserefine_ros.training.run_folder import refuse_existing_run
 
 
 class Task(Protocol):
@@ -90,10 +91,7 @@ def fit(
             file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / LAST).exists() and not resume:
-        raise ConfigurationError(
-            f"{folder} already holds a run; pass --resume or choose another folder"
-        )
+    refuse_existing_run(folder, resume=resume)
     run = _Run(task, schedule, seed, origin or {})
     first = run.restore(folder / LAST) if resume else 0
     log = TrainingLog(folder, first, tensorboard=schedule.tensorboard) if run.is_main else None

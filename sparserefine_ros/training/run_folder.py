@@ -8,10 +8,19 @@ from typing import Final
 
 from sparserefine_ros.bundle import BUNDLE_FILE, check_bundle_folder
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.files import prepare_folder
 from sparserefine_ros.training.checkpoint import BEST, LAST
 from sparserefine_ros.training.log import LOG
 
 BUNDLE: Final = "bundle"
+
+
+def refuse_existing_run(folder: Path, *, resume: bool) -> None:
+    """Raise ConfigurationError where the folder holds a run that shall not go on."""
+    if (folder / LAST).exists() and not resume:
+        raise ConfigurationError(
+            f"{folder} already holds a run; pass --resume or choose another folder"
+        )
 
 
 def prepare_run_folder(folder: Path, weights: str, *, resume: bool) -> None:
@@ -27,23 +36,14 @@ def prepare_run_folder(folder: Path, weights: str, *, resume: bool) -> None:
             `resume` is false, or it holds files of the same names but no run.
         BundleError: its `bundle` is something else than a bundle.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise ConfigurationError(
-            f"expected a folder for the training, got {folder}: {err.strerror}; choose another"
-        ) from err
+    prepare_folder(folder)
     if (folder / BUNDLE_FILE).exists():
         raise ConfigurationError(
             f"expected a folder for checkpoints, {folder} is a bundle, whose files the training "
             "would overwrite; choose another folder"
         )
-    if (folder / LAST).exists():
-        if not resume:
-            raise ConfigurationError(
-                f"{folder} already holds a run; pass --resume or choose another folder"
-            )
-    elif not resume:
+    refuse_existing_run(folder, resume=resume)
+    if not resume:
         for name in (BEST, LOG, weights):
             if (folder / name).exists():
                 raise ConfigurationError(

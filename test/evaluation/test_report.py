@@ -21,12 +21,7 @@ from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.page import whole_page
 from sparserefine_ros.evaluation.pictures import Gallery
-from sparserefine_ros.evaluation.report import (
-    prepare_file,
-    prepare_folder,
-    prepare_report,
-    write_report,
-)
+from sparserefine_ros.evaluation.report import prepare_report, write_report
 from sparserefine_ros.evaluation.scores import Variant
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -189,17 +184,6 @@ def test_the_report_of_a_bag_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page)
     with pytest.raises(ConfigurationError, match=r"where report\.html is not of such a report"):
         prepare_report(tmp_path)
-
-
-def test_a_folder_where_a_file_should_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"expected a file to write, .* is a folder"):
-        prepare_file(tmp_path)
-
-
-def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"folder that can be written to.*choose another"):
-        prepare_folder(tmp_path / "file" / "report")
 
 
 def test_page_has_no_outside_references(whole: Evaluation, tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ def test_a_folder_of_that_name_is_found_before_training(tmp_path: Path) -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
-    with pytest.raises(ConfigurationError, match="expected a folder for the training"):
+    with pytest.raises(ConfigurationError, match="expected a folder that can be written to"):
         prepare_run_folder(tmp_path / "out", WEIGHTS, resume=False)
