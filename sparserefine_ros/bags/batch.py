@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import cv2
 
-from sparserefine_ros.bags.evaluate import evaluate_bag
+from sparserefine_ros.bags.evaluate import evaluate_bag, share_cores
 from sparserefine_ros.bags.report import METRICS, SCORES, write_results
 from sparserefine_ros.bags.results import BagOptions
 from sparserefine_ros.bags.staging import whole_folder
@@ -25,7 +25,6 @@ from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.storage import read_json, scores_to_json
 from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
-from sparserefine_ros.processor import available_cores
 
 SUMMARY: Final = "summary.json"
 
@@ -94,8 +93,8 @@ def evaluate_bags(
             "expected one bag with a folder of labels, got several; evaluate them one by one"
         )
     jobs = min(jobs, len(bags))
-    shares = jobs * options.streams
-    how = replace(how, threads=how.threads or max(1, available_cores() // shares))
+    how, streams = share_cores(how, options.streams, jobs)
+    options = replace(options, streams=streams)
     folders = [out] if len(bags) == 1 else [out / name for name in names]
     work = [
         Job(bag, folder, bundle, how, options) for bag, folder in zip(bags, folders, strict=True)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +29,12 @@ from sparserefine_ros.bags.topics import check_image_topic, choose_image_topic
 from sparserefine_ros.bags.writer import open_writer
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.data.sample import Sample, checked_sample
+from sparserefine_ros.dense.devices import device_kind
 from sparserefine_ros.errors import BagError
 from sparserefine_ros.evaluation.evaluate import gather
 from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator, Runs
 from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.processor import available_cores
 from sparserefine_ros.records import IGNORED_LABEL
 
 # Pictures decoded ahead, and results that wait for their scores.
@@ -46,7 +49,7 @@ def evaluate_bag(
     Args:
         path: the bag.
         bundle: what is run.
-        how: its engine options.
+        how: its engine options; 0 threads divide the cores among the streams.
         options: what of the bag is evaluated.
         folder: where the bag of maps is written, if one is wanted.
 
@@ -54,12 +57,13 @@ def evaluate_bag(
         BagError: the bag cannot be read, lacks a topic, or holds no usable picture.
         SparseRefineError: the bundle cannot be run, or labels are wrong.
     """
+    how, streams = share_cores(how, options.streams)
     with Bag(path) as bag:
         topic = choose_image_topic(bag, options.image_topic, label_topic=options.label_topic)
         frames = BagFrames(bag, topic, options.subset)
         labels = _open_labels(bag, topic, options)
         contest = Contest(bundle, how, counts_refiner_macs=False)
-        evaluators = [FrameEvaluator(contest) for _ in range(options.streams)]
+        evaluators = [FrameEvaluator(contest) for _ in range(streams)]
         with contextlib.ExitStack() as closing:
             maps = None
             if options.maps:
@@ -90,8 +94,29 @@ def evaluate_bag(
             damage=bag.damage,
             worst=desk.worst(),
             seconds=seconds,
-            streams=options.streams,
+            streams=streams,
+            threads=how.threads,
         )
+
+
+def share_cores(how: PipelineOptions, streams: int, jobs: int = 1) -> tuple[PipelineOptions, int]:
+    """Divide the cores.
+
+    Two pictures at a time keep the cores of a CPU busy where the threads of one wait for each
+    other; a GPU is busy with one.
+
+    Args:
+        how: engine options; 0 threads for a share of the cores.
+        streams: pictures at a time; 0 to choose.
+        jobs: bags at a time.
+
+    Returns:
+        the options with their threads, and the streams.
+    """
+    cores = max(1, available_cores() // jobs)
+    spare = device_kind(how.device) == "cpu" and cores >= 2 * max(1, how.threads)
+    streams = streams or (2 if spare else 1)
+    return replace(how, threads=how.threads or max(1, cores // streams)), streams
 
 
 def _open_labels(bag: Bag, image_topic: str, options: BagOptions) -> Labels:

@@ -100,6 +100,7 @@ def timing_to_json(result: BagResult) -> dict[str, Any]:
         "frames": len(result.rows),
         "seconds": round(result.seconds, 3),
         "streams": result.streams,
+        "threads": result.threads,
         "frames_per_second": round(len(result.rows) / max(result.seconds, 1e-9), 2),
         "latency_ms": {f"p{p}": round(v, 3) for p, v in zip(percentiles, values, strict=True)},
         "median_stage_ms": {stage: round(ms, 3) for stage, ms in stages.items()},

@@ -26,10 +26,11 @@ class BagOptions:
         subset: which messages of the image topic.
         maps: whether labels, entropy, refined pixels and overlay are written as a bag.
         pictures: frames shown in the report, the worst first.
-        streams: pictures segmented at the same time, each by a copy of the models.
+        streams: pictures segmented at the same time, each by a copy of the models; 0 for as many as
+            keep the cores busy.
 
     Raises:
-        ConfigurationError: labels from two places, a negative number of pictures, or no stream.
+        ConfigurationError: labels from two places, or a negative number of pictures or streams.
     """
 
     image_topic: str | None = None
@@ -38,7 +39,7 @@ class BagOptions:
     subset: Subset = ALL_FRAMES
     maps: bool = True
     pictures: int = 6
-    streams: int = 1
+    streams: int = 0
 
     def __post_init__(self) -> None:
         if self.label_topic is not None and self.label_folder is not None:
@@ -47,8 +48,8 @@ class BagOptions:
             )
         if self.pictures < 0:
             raise ConfigurationError(f"expected 0 or more pictures, got {self.pictures}")
-        if self.streams < 1:
-            raise ConfigurationError(f"expected 1 stream or more, got {self.streams}")
+        if self.streams < 0:
+            raise ConfigurationError(f"expected 0 or more streams, got {self.streams}")
 
     @property
     def labelled(self) -> bool:
@@ -114,6 +115,7 @@ class BagResult:
         worst: frames to draw, the worst first.
         seconds: from the first picture to the last result.
         streams: pictures that were segmented at the same time.
+        threads: of each of them.
     """
 
     bag: str
@@ -127,3 +129,4 @@ class BagResult:
     worst: tuple[WorstFrame, ...]
     seconds: float
     streams: int
+    threads: int

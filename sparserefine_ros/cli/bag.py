@@ -83,8 +83,10 @@ def _add_evaluate(actions: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="only part I of N parts")
     parser.add_argument("--jobs", type=int, default=1, help="bags evaluated at the same time")
     parser.add_argument(
-        "--streams", type=int, default=1, help="pictures of a bag segmented at the same time"
-    )
+        "--streams", type=int, default=0, metavar="N",
+        help="pictures of a bag segmented at the same time, on a share of the cores each; "
+        "0 for as many as keep the cores busy",
+    )  # fmt: skip
     add_pipeline_options(parser)
     parser.set_defaults(command=_evaluate)
 

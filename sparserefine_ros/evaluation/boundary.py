@@ -48,10 +48,3 @@ def near_edges(
     highest = cv2.dilate(np.where(labelled, truth, np.uint8(0)), square)
     np.logical_and(labelled, lowest != highest, out=labelled)
     return labelled
-
-
-def keep_near_edges(
-    truth: NDArray[np.uint8], *, distance_px: int = EDGE_DISTANCE_PX
-) -> NDArray[np.uint8]:
-    """Truth uint8 [H, W] with every pixel outside `near_edges` ignored (255)."""
-    return np.where(near_edges(truth, distance_px=distance_px), truth, np.uint8(IGNORED_LABEL))

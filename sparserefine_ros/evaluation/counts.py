@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from typing_extensions import Self
 
@@ -54,10 +55,25 @@ def count_pairs(
     Returns:
         int64 [256, seconds].
     """
-    codes = first.astype(np.uint16)  # both in one number: one pass over the picture
-    codes *= np.uint16(seconds)
+    codes = first.astype(np.int32)  # both in one number: one pass over the picture
+    codes *= seconds
     codes += second
-    return np.bincount(codes.ravel(), minlength=256 * seconds).reshape(256, seconds)
+    return count_values(codes, 256 * seconds).reshape(256, seconds)
+
+
+def count_values(numbers: NDArray[np.integer[Any]], values: int) -> NDArray[np.int64]:
+    """How often each number occurs, int64 [values].
+
+    PyTorch takes half the time of NumPy, and other threads may run Python meanwhile.
+
+    Args:
+        numbers: of a signed type, writable, of any shape, 0 .. values - 1.
+        values: one above the largest number there may be.
+    """
+    counts: NDArray[np.int64] = torch.bincount(
+        torch.from_numpy(numbers.reshape(-1)), minlength=values
+    ).numpy()
+    return counts
 
 
 def outcomes(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -24,8 +24,8 @@ class ConfusionMatrix(Counts):
         """Add one frame.
 
         Args:
-            truth: uint8 [H, W], class ids, 255 ignored.
-            predicted: uint8 [H, W], class ids.
+            truth: uint8, of any shape, class ids, 255 ignored.
+            predicted: uint8, of the same shape, class ids.
 
         Raises:
             ValueError: a label is no class id, nor 255 in the truth.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records of an evaluation: what was counted, over which frames, and the scores of that.
 
-Shape legend: H, W full resolution; h, w low resolution; C classes.
+Shape legend: H, W full resolution; h, w low resolution; C classes; P pixels of the band.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from sparserefine_ros.evaluation.boundary import keep_near_edges
+from sparserefine_ros.evaluation.boundary import near_edges
 from sparserefine_ros.evaluation.calibration import Calibration
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.evaluation.objects import ObjectRecall, SmallObjects, find_small_objects
@@ -36,18 +36,18 @@ class Truth:
 
     Attributes:
         labels: uint8 [H, W], class ids, 255 ignored.
-        near_edges: the same with all but the pixels near class edges ignored.
+        near_edges: int64 [P], flat indices of the pixels near class edges.
         objects: its small objects.
     """
 
     labels: NDArray[np.uint8]
-    near_edges: NDArray[np.uint8]
+    near_edges: NDArray[np.int64]
     objects: SmallObjects
 
     @classmethod
     def of(cls, labels: NDArray[np.uint8], classes: int) -> Self:
         """Derive the rest from the labels, uint8 [H, W]."""
-        return cls(labels, keep_near_edges(labels), find_small_objects(labels, classes))
+        return cls(labels, np.flatnonzero(near_edges(labels)), find_small_objects(labels, classes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,8 @@ class VariantCounts:
     ) -> None:
         """Add one frame: predicted class ids and 255 * confidence, both uint8 [H, W]."""
         self.confusion.update(truth.labels, labels)
-        self.boundary.update(truth.near_edges, labels)
+        band = truth.near_edges
+        self.boundary.update(truth.labels.ravel()[band], labels.ravel()[band])
         self.objects.update(truth.objects, labels)
         self.calibration.update(truth.labels, labels, confidence)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparserefine_ros.data.datasets import IGNORED_LABEL
 from sparserefine_ros.evaluation.counts import (
     OUTCOMES,
     RIGHT,
@@ -53,7 +54,11 @@ class SelectionScore(Counts):
         selected: NDArray[np.bool_],
     ) -> None:
         """Add one frame: class ids uint8 [H, W], 255 ignored in the truth; bool [H, W]."""
-        self.counts += _count_by_bin(truth, dense_labels, selected.view(np.uint8), bins=2)
+        labelled = truth != IGNORED_LABEL
+        wrong = labelled & (dense_labels != truth)
+        for row, part in ((_LEFT, ~selected), (_SELECTED, selected)):
+            kinds = (part, part & labelled, part & wrong)
+            self.counts[row] += [np.count_nonzero(kind) for kind in kinds]
 
     @property
     def density(self) -> float:
@@ -112,7 +117,9 @@ class SelectionCurve(Counts):
         """
         low_res_bins = self._exceeded(entropy.numpy())
         bins = expand_map(low_res_bins, (truth.shape[0], truth.shape[1]))
-        self.counts += _count_by_bin(truth, dense_labels, bins, bins=self.counts.shape[0])
+        counts = count_pairs(bins, outcomes(truth, dense_labels), OUTCOMES)[: len(self.counts)]
+        known = counts[:, RIGHT] + counts[:, WRONG]
+        self.counts += np.stack([counts[:, UNLABELLED] + known, known, counts[:, WRONG]], 1)
 
     def _exceeded(self, entropy: NDArray[np.float32]) -> NDArray[np.uint8]:
         """How many thresholds lie below; by table, which is ten times faster than by bisection.
@@ -143,16 +150,3 @@ def _thresholds(classes: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     upper_halves = np.arange((thresholds.view(np.int32)[-1] >> 16) + 2, dtype=np.int32)
     values = (upper_halves << 16).view(np.float32)
     return thresholds, np.searchsorted(thresholds, values, side="left").astype(np.uint8)
-
-
-def _count_by_bin(
-    truth: NDArray[np.uint8],
-    dense_labels: NDArray[np.uint8],
-    bin_of: NDArray[np.uint8],
-    *,
-    bins: int,
-) -> NDArray[np.int64]:
-    """All, labelled and wrong pixels of each bin, int64 [bins, 3]; the arrays are [H, W]."""
-    counts = count_pairs(bin_of, outcomes(truth, dense_labels), OUTCOMES)[:bins]
-    known = counts[:, RIGHT] + counts[:, WRONG]
-    return np.stack([counts[:, UNLABELLED] + known, known, counts[:, WRONG]], 1)

@@ -87,7 +87,7 @@ def test_two_runs_write_the_same_files(
     assert "latency" not in (results / "metrics.json").read_text()
 
 
-@pytest.mark.parametrize("streams", [2, 3])
+@pytest.mark.parametrize("streams", [1, 3])
 def test_several_streams_write_the_same_files(
     streams: int, bag: Path, results: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -95,7 +95,37 @@ def test_several_streams_write_the_same_files(
     evaluate_bags([bag], again, bundle, HOW, replace(LABELLED, streams=streams))
     for name in ("metrics.json", "frames.csv", "maps/maps.mcap"):
         assert (results / name).read_bytes() == (again / name).read_bytes(), name
-    assert json.loads((again / "timing.json").read_text())["streams"] == streams
+    timing = json.loads((again / "timing.json").read_text())
+    assert (timing["streams"], timing["threads"]) == (streams, 1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "streams", "jobs", "expected"),
+    [
+        (2, {}, 0, 1, (1, 2)),
+        (9, {}, 0, 1, (4, 2)),
+        (1, {}, 0, 1, (1, 1)),
+        (2, {}, 0, 2, (1, 1)),
+        (8, {}, 0, 2, (2, 2)),
+        (8, {}, 1, 1, (8, 1)),
+        (2, {}, 4, 1, (1, 4)),
+        (2, {"threads": 2}, 0, 1, (2, 1)),
+        (4, {"threads": 2}, 0, 1, (2, 2)),
+        (8, {"device": "cuda:1"}, 0, 1, (8, 1)),
+    ],
+)
+def test_cores_are_divided(
+    cores: int,
+    options: dict[str, Any],
+    streams: int,
+    jobs: int,
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate_module, "available_cores", lambda: cores)
+    how, chosen = evaluate_module.share_cores(PipelineOptions(**options), streams, jobs)
+    assert (how.threads, chosen) == expected
+    assert how == replace(PipelineOptions(**options), threads=expected[0])
 
 
 def test_frames_and_times_are_told_one_by_one(results: Path, bundle: Bundle) -> None:
@@ -292,8 +322,8 @@ def test_impossible_requests(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
         BagOptions(label_topic="/truth", label_folder=tmp_path)
     with pytest.raises(ConfigurationError, match="expected 0 or more pictures, got -1"):
         BagOptions(pictures=-1)
-    with pytest.raises(ConfigurationError, match="expected 1 stream or more, got 0"):
-        BagOptions(streams=0)
+    with pytest.raises(ConfigurationError, match="expected 0 or more streams, got -1"):
+        BagOptions(streams=-1)
     with pytest.raises(BagError, match="expected the results of a bag in"):
         summarise([tmp_path], tmp_path)
 

@@ -17,7 +17,7 @@ from sparserefine_ros.data.datasets import Street
 from sparserefine_ros.dense.stage import DenseResult
 from sparserefine_ros.errors import ConfigurationError, ModelOutputError, SparseRefineError
 from sparserefine_ros.evaluation.bench import bench_pipeline
-from sparserefine_ros.evaluation.boundary import keep_near_edges
+from sparserefine_ros.evaluation.boundary import near_edges
 from sparserefine_ros.evaluation.calibration import Calibration
 from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
@@ -92,7 +92,8 @@ def test_each_variant_is_held_against_its_own_maps(tmp_path: Path) -> None:
             result = pipeline(sample.image, ALL_MAPS)
             calibration.update(sample.labels, result.labels, result.confidence)
             confusion.update(sample.labels, result.labels)
-            boundary.update(keep_near_edges(sample.labels, distance_px=3), result.labels)
+            band = near_edges(sample.labels, distance_px=3)
+            boundary.update(sample.labels[band], result.labels[band])
             if variant is Variant.DENSE_LOW:
                 entropy = torch.from_numpy(result.entropy)
                 curve.update(sample.labels, result.dense_labels, entropy)
