@@ -201,9 +201,10 @@ def _times(result: BagResult) -> Iterable[str]:
     ]
     yield table(["pipeline, ms", "median (10th, 90th percentile)"], rows)
     rate = len(result.rows) / max(result.seconds, 1e-9)
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     together = (
-        f" {result.streams} pictures at a time, {result.threads} of the threads each; one alone, "
-        "as in the node, is done sooner than the table says."
+        f" {result.streams} pictures at a time, on {threads} each: a single one, as in the node, "
+        "is done sooner than the table says."
     )
     yield paragraph(
         f"{rate:.1f} pictures per second with reading, scoring and writing, "
