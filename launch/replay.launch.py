@@ -18,8 +18,9 @@ from launch.actions import (
     RegisterEventHandler,
     TimerAction,
 )
-from launch.event_handlers import OnProcessExit
+from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.events import Shutdown
+from launch.events.process import ProcessIO
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -28,6 +29,8 @@ PACKAGE = "sparserefine_ros"
 IMAGE = "/replay/image"
 # The node tells its counters once a second.
 LAST_WORD_S = 3.0
+# What the report logs once the node is active.
+ACTIVE = b"the node is active"
 # Seconds that the node has to end before it is asked once more, by SIGTERM.
 STOP_S = "20"
 
@@ -110,11 +113,46 @@ def start(context: LaunchContext) -> list[Action]:
         parameters=[{"report": ParameterValue(given["report"], value_type=str), **sim_time}],
     )
     player = bag_play(given) if rosbag2 else own_player(given)
-    last_word = TimerAction(
-        period=LAST_WORD_S, actions=[EmitEvent(event=Shutdown(reason="the bag has ended"))]
-    )
-    end = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[last_word]))
-    return [segment, report, player, end]
+    end = Ending()
+    last_word = TimerAction(period=LAST_WORD_S, actions=[end("the bag has ended")])
+    ends = [
+        RegisterEventHandler(OnProcessExit(target_action=process, on_exit=[action]))
+        for process, action in (
+            (player, last_word),
+            (segment, end("the node has ended")),
+            (report, end("the report has ended")),
+        )
+    ]
+    # Our own player waits for a subscriber, rosbag2's would play to nobody.
+    begin = start_when_active(report, player) if rosbag2 else player
+    return [*ends, segment, report, begin]
+
+
+class Ending:
+    """Makes actions that end everything: whichever comes first, for launch fails at a second."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def __call__(self, reason: str) -> Action:
+        """One for this reason."""
+        return OpaqueFunction(function=self._end, args=[reason])
+
+    def _end(self, context: LaunchContext, reason: str) -> list[Action]:
+        if self._begun or context.is_shutdown:
+            return []
+        self._begun = True
+        return [EmitEvent(event=Shutdown(reason=reason))]
+
+
+def start_when_active(report: Node, player: Action) -> Action:
+    """Start the player as soon as the report logs that the node is active."""
+    waiting = [player]
+
+    def look(event: ProcessIO) -> list[Action]:
+        return [waiting.pop()] if waiting and ACTIVE in event.text else []
+
+    return RegisterEventHandler(OnProcessIO(target_action=report, on_stderr=look))
 
 
 def own_player(given: dict[str, str]) -> Node:

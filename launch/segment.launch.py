@@ -10,6 +10,8 @@ Included in another launch file, the node follows that file's namespaces (PushRO
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
@@ -96,6 +98,12 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[Node]:
     """The node with what was given on the command line, and RViz looking at its topics."""
     given = {name: LaunchConfiguration(name).perform(context) for name in (*TEXTS, *LISTS, *OTHERS)}
+    file = Path(given["params_file"]).expanduser()
+    if given["params_file"] and not file.is_file():
+        raise ValueError(
+            f"params_file: expected a YAML file with parameters, found none at {file}; copy "
+            "config/segment.yaml and change it"
+        )
     overrides = {
         **{name: ParameterValue(given[name], value_type=str) for name in TEXTS if given[name]},
         **{name: read_list(name, given[name]) for name in LISTS if given[name]},
@@ -108,7 +116,7 @@ def start(context: LaunchContext) -> list[Node]:
         namespace=given["namespace"],
         output="screen",
         # Files come after SetParameter's values and win: an empty one must not be there.
-        parameters=[each for each in (given["params_file"], overrides) if each],
+        parameters=[each for each in (given["params_file"] and str(file), overrides) if each],
         remappings=[("image", given["image"])] if given["image"] else [],
         # PyTorch alone takes seconds to unload on a busy machine.
         sigterm_timeout=STOP_S,

@@ -82,18 +82,20 @@ def test_without_arguments_nothing_is_overridden(launch_file: dict[str, Any]) ->
     assert all(source == target for source, target in rviz.remappings)
 
 
-def test_given_arguments_reach_the_node(launch_file: dict[str, Any]) -> None:
+def test_given_arguments_reach_the_node(launch_file: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.touch()
     rviz, segment = start(
         launch_file,
         image_topics="[/front/image, /rear/image]",
         bundle="other",
         namespace="robot",
-        params_file="/etc/own.yaml",
+        params_file=str(own),
         use_sim_time="false",
         log_level="debug",
     )
     file, overrides = segment.parameters
-    assert file == "/etc/own.yaml"
+    assert file == str(own)
     assert overrides["image_topics"] == ["/front/image", "/rear/image"]
     assert overrides["use_sim_time"] is False
     assert overrides["bundle"].args == ("other",)
@@ -109,3 +111,17 @@ def test_the_files_named_are_installed(launch_file: dict[str, Any]) -> None:
     package, *path = config.args[0]
     assert package.args == ("sparserefine_ros",)
     assert ROOT.joinpath(*path).is_file()
+
+
+def test_a_file_of_parameters_must_be_there(launch_file: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="params_file: expected a YAML file"):
+        start(launch_file, params_file=str(tmp_path / "own.yaml"))
+
+
+def test_the_home_folder_may_be_written_short(
+    launch_file: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").touch()
+    _, segment = start(launch_file, params_file="~/own.yaml")
+    assert segment.parameters == [str(tmp_path / "own.yaml")]

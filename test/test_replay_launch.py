@@ -24,6 +24,8 @@ files = [pathlib.Path(sys.argv[i + 1]).read_text()
          for i, text in enumerate(sys.argv) if text == "--params-file"]
 record = {{"arguments": sys.argv[1:], "files": files}}
 pathlib.Path(sys.argv[0] + ".json").write_text(json.dumps(record))
+if {says!r}:
+    print({says!r}, file=sys.stderr, flush=True)
 if {waits}:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     signal.pause()
@@ -41,9 +43,9 @@ def description() -> Any:
     return module.generate_launch_description()
 
 
-def stand_in(path: Path, *, waits: bool) -> None:
+def stand_in(path: Path, *, waits: bool, says: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(STAND_IN.format(python=sys.executable, waits=waits))
+    path.write_text(STAND_IN.format(python=sys.executable, waits=waits, says=says))
     path.chmod(0o755)
 
 
@@ -54,8 +56,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index.mkdir(parents=True)
     (index / "sparserefine_ros").touch()
     folder = tmp_path / "lib" / "sparserefine_ros"
-    for name in ("segment", "replay_report", "play_bag"):
-        stand_in(folder / name, waits=name != "play_bag")
+    stand_in(folder / "segment", waits=True)
+    stand_in(folder / "play_bag", waits=False)
+    stand_in(folder / "replay_report", waits=True, says="[INFO] the node is active")
     stand_in(tmp_path / "bin" / "ros2", waits=False)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
@@ -138,3 +141,18 @@ def test_the_player_of_rosbag2(programs: Path) -> None:
     ]  # fmt: skip
     expected = {"transport": "compressed", "use_sim_time": True, "bundle": "mine"}
     assert given(programs / "segment")[1] == expected
+
+
+def test_rosbag2_waits_for_the_node(programs: Path) -> None:
+    stand_in(programs / "replay_report", waits=True)
+    stand_in(programs / "segment", waits=False)  # it ends, and with it everything
+    launch(bag="/data/a", player="rosbag2", image_topic="/cam")
+    assert not (programs.parents[1] / "bin" / "ros2.json").exists()
+
+
+@pytest.mark.parametrize("ends", ["segment", "replay_report"])
+def test_without_node_or_report_there_is_no_replay(programs: Path, ends: str) -> None:
+    stand_in(programs / "play_bag", waits=True)
+    stand_in(programs / ends, waits=False)
+    launch(bag="/data/a")
+    assert (programs / "replay_report.json").exists()

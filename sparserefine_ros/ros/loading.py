@@ -13,6 +13,7 @@ from sparserefine_ros.dense.options import EngineOptions, Report, parse_picture_
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.resources import find_bundle
+from sparserefine_ros.ros.bridge import cv_bridge_available
 from sparserefine_ros.ros.parameters import NodeParameters, find_mistakes
 
 
@@ -94,6 +95,8 @@ def load_model(parameters: NodeParameters, report: Report) -> Model:
     pipeline = Pipeline(bundle, _pipeline_options(parameters), report)
     model = Model(bundle, pipeline)
     model.apply(parameters)
+    if parameters.transport == "raw":
+        cv_bridge_available()  # found out now and not with the first frame: it may take seconds
     return model
 
 

@@ -17,7 +17,7 @@ class LossCounter:
 
     @property
     def lost(self) -> int | None:
-        """Frames lost so far; None while the middleware has given no sequence number."""
+        """Frames lost so far; None while the middleware has not told numbers and publishers."""
         return self._lost
 
     def start(self) -> None:
@@ -28,10 +28,11 @@ class LossCounter:
         """Take note of a received frame.
 
         Args:
-            publisher: identity of the publisher; numbers are per publisher.
+            publisher: identity of the publisher; numbers are per publisher. Empty where it is not
+                told, as by rclpy before 9: then a new publisher would look like a loss.
             sequence: its publication sequence number; None where the middleware has none.
         """
-        if sequence is None:
+        if sequence is None or not publisher:
             return
         last = self._last.get(publisher, sequence - 1)
         self._lost = (self._lost or 0) + max(0, sequence - last - 1)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 NODE_NAME: Final = "segment"
 LOG_PERIOD_S: Final = 5.0
+# How long the frame in work is waited for at the end of the process.
+CLOSE_S: Final = 5.0
 
 SUCCESS: Final = TransitionCallbackReturn.SUCCESS
 FAILURE: Final = TransitionCallbackReturn.FAILURE
@@ -105,6 +107,9 @@ class SegmentNode(LifecycleNode):
     def close(self) -> None:
         """Stop the worker and give up subscriptions, publishers and model, whatever the state."""
         self._unsubscribe()
+        if not self._worker.stop(CLOSE_S):
+            self.get_logger().error(f"the model has not returned for {CLOSE_S:.0f} s; left behind")
+            return
         self._unload()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -130,6 +135,7 @@ class SegmentNode(LifecycleNode):
             self._start()
         except Exception as err:
             self._unsubscribe()
+            self._worker.stop(CLOSE_S)
             super().on_deactivate(state)
             return self._refuse("activate", repr(err), traceback.format_exc())
         self._failure = ""
@@ -141,6 +147,10 @@ class SegmentNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, finish the frame in work and disable the publishers."""
         self._unsubscribe()
+        while not self._worker.stop(self._settings.diagnostics_period_s):
+            self._publish_diagnostics()  # which say how long it has been in work
+            if self._stopping():
+                break
         self._phase = "inactive"
         return super().on_deactivate(state)
 
@@ -230,7 +240,6 @@ class SegmentNode(LifecycleNode):
             self.destroy_subscription(self._inputs.pop())
         for stream in self._serving:
             stream.stop()
-        self._worker.stop()
 
     def _unload(self) -> None:
         if self._session is not None:

@@ -65,6 +65,8 @@ _TICK_S: Final = 0.01
 _COUNT_TIMEOUT: Final = Duration(seconds=2)
 # A pause in the recording is not waited for longer.
 _LONGEST_GAP_S: Final = 10.0
+# From one pass of a loop to the next, where the bag tells no pace.
+_LOOP_GAP_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class PlayerNode(Node):
                     gap_s = min(max(0.0, (message.log_ns - last_ns) / 1e9), _LONGEST_GAP_S)
                 last_ns = message.log_ns
                 yield gap_s, message
+            gap_s = gap_s or _LOOP_GAP_S
             if last_ns is None or not self._settings.loop:
                 return
 

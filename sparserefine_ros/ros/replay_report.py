@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -31,6 +31,8 @@ from sparserefine_ros.ros.stopping import init_until_signal
 NODE_NAME: Final = "replay_report"
 LABELS_TOPIC: Final = "segment/labels"
 PUBLISHED_TOPIC: Final = "player/published"
+# Logged for whoever waits to start a player, such as launch/replay.launch.py.
+ACTIVE: Final = "the node is active"
 _PERCENTILES: Final = (50, 90, 99, 100)
 _COUNTERS: Final = ("received", "processed", "in_flight", "lost_in_middleware")
 
@@ -81,12 +83,14 @@ class ReplayListener(Node):
 
     Attributes:
         state: lifecycle state of the segmentation node as its diagnostics tell it.
+        failure: why it could not be configured; empty unless it tells.
         diagnostics: how many diagnostics have come.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
         self.state = "unknown"
+        self.failure = ""
         self.diagnostics = 0
         self._published = 0
         self._latencies_ms: list[float] = []
@@ -137,6 +141,8 @@ class ReplayListener(Node):
         for status in message.status:
             values = {item.key: item.value for item in status.values}
             self.state = values.get("state", self.state)
+            if values.get("state") == "unconfigured" and status.level == DiagnosticStatus.ERROR:
+                self.failure = status.message
             if "received" in values:
                 self._told[status.name] = values
 
@@ -171,7 +177,10 @@ def _figure(text: str) -> float:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Listen until SIGINT or SIGTERM, then print the report and write it to parameter `report`."""
+    """Listen until SIGINT or SIGTERM, then print the report and write it to parameter `report`.
+
+    It logs ACTIVE once the node is, and ends at once with code 1 if that cannot be configured.
+    """
     configure_middleware()
     stop = init_until_signal(args)
     with contextlib.ExitStack() as cleanup:
@@ -181,9 +190,16 @@ def main(args: list[str] | None = None) -> int:
         path = str(node.declare_parameter("report", "").value)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not stop.is_set():
+        active = False
+        while not stop.is_set() and not node.failure:
             executor.spin_once(timeout_sec=0.1)
+            if node.state == "active" and not active:
+                active = True
+                node.get_logger().info(ACTIVE)
         executor.shutdown()
+        if node.failure:
+            node.get_logger().fatal(f"no replay: {node.failure}")
+            return 1
         text = node.report().to_json()
         print(text, end="", flush=True)
         try:

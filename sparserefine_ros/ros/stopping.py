@@ -33,8 +33,9 @@ def init_until_signal(args: list[str] | None) -> threading.Event:
 
     def request_stop(number: int, _frame: object) -> None:
         requested_s.append(time.monotonic())
-        stop.set()
-        if requested_s[-1] - requested_s[0] > _SAME_REQUEST_S:
+        if len(requested_s) == 1:
+            stop.set()  # once: a signal that comes while it is in there would wait for itself
+        elif requested_s[-1] - requested_s[0] > _SAME_REQUEST_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

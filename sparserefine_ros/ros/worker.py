@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ class FrameCounts:
         dropped: frames given up without a fault of theirs, by reason.
         rejected: frames that could not be processed, by reason.
         last_rejection: text of the latest rejection; empty when there was none.
+        last_rejection_s: when it was, on `time.monotonic`.
     """
 
     received: int = 0
@@ -53,6 +55,7 @@ class FrameCounts:
     dropped: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     last_rejection: str = ""
+    last_rejection_s: float = 0.0
 
     @property
     def dropped_total(self) -> int:
@@ -66,9 +69,9 @@ class FrameCounts:
 
     @classmethod
     def total(cls, parts: Iterable[FrameCounts]) -> FrameCounts:
-        """The sum over several cameras; the last rejection is that of the last one with any."""
+        """The sum over several cameras, with the latest rejection of them all."""
         parts = list(parts)
-        rejections = [part.last_rejection for part in parts if part.last_rejection]
+        latest = max(parts, key=lambda part: part.last_rejection_s, default=cls())
         dropped: collections.Counter[str] = collections.Counter()
         rejected: collections.Counter[str] = collections.Counter()
         for part in parts:
@@ -80,7 +83,8 @@ class FrameCounts:
             in_flight=sum(part.in_flight for part in parts),
             dropped=MappingProxyType(dict(dropped)),
             rejected=MappingProxyType(dict(rejected)),
-            last_rejection=rejections[-1] if rejections else "",
+            last_rejection=latest.last_rejection,
+            last_rejection_s=latest.last_rejection_s,
         )
 
 
@@ -98,6 +102,7 @@ class _Mailbox(Generic[T]):
         self.dropped: collections.Counter[str] = collections.Counter()
         self.rejected: collections.Counter[str] = collections.Counter()
         self.last_rejection = ""
+        self.last_rejection_s = 0.0
 
     def drop_waiting(self, reason: str) -> None:
         if self.slot:
@@ -112,6 +117,7 @@ class _Mailbox(Generic[T]):
             dropped=MappingProxyType(dict(self.dropped)),
             rejected=MappingProxyType(dict(self.rejected)),
             last_rejection=self.last_rejection,
+            last_rejection_s=self.last_rejection_s,
         )
 
 
@@ -152,22 +158,36 @@ class LatestWorker(Generic[T]):
         with self._changed:
             if self._running:
                 return
+            if self._thread is not None:
+                raise RuntimeError("expected a worker that has stopped, its last item is in work")
             self._running, self._together = True, together
             # A daemon, so that a model that never returns cannot keep the process alive.
             self._thread = threading.Thread(target=self._run, name="latest_frame", daemon=True)
             self._thread.start()
 
-    def stop(self) -> None:
-        """Drop the waiting items, let the running one finish, and join the thread."""
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Drop the waiting items, let the running one finish, and join the thread.
+
+        Args:
+            timeout_s: how long to wait for the running item; None for as long as it takes.
+
+        Returns:
+            whether it has finished; until then call this again, or leave the thread to its fate.
+        """
         with self._changed:
-            thread, self._thread = self._thread, None
+            thread = self._thread
             self._running = False
             for mailbox in self._mailboxes.values():
                 mailbox.drop_waiting(STOPPED)
                 mailbox.rhythm.forget()
             self._changed.notify_all()
         if thread is not None:
-            thread.join()
+            thread.join(timeout_s)
+            if thread.is_alive():
+                return False
+        with self._changed:
+            self._thread = None
+        return True
 
     def offer(self, item: T, mailbox: Hashable = "") -> None:
         """Hand over an item without blocking; it replaces the one that waits in its mailbox."""
@@ -224,21 +244,25 @@ class LatestWorker(Generic[T]):
 
     def _await_turn(self) -> list[_Mailbox[T]]:
         """The mailboxes to serve next; none when the worker was stopped."""
+        # Set by the first wait: woken late, one could wait for the next frame again and again.
+        limit_s = math.inf
         while self._running:
             waiting = [box for box in self._mailboxes.values() if box.slot]
             if not waiting:
+                limit_s = math.inf
                 self._changed.wait()
                 continue
             waiting.sort(key=lambda each: each.turn)
-            patience_s = self._patience_s(waiting)
+            now_s = time.monotonic()
+            patience_s = min(self._patience_s(waiting, now_s), limit_s - now_s)
             if patience_s <= 0.0:
                 return waiting[: self._together]
+            limit_s = min(limit_s, now_s + patience_s)
             self._changed.wait(patience_s)
         return []
 
-    def _patience_s(self, waiting: Sequence[_Mailbox[T]]) -> float:
+    def _patience_s(self, waiting: Sequence[_Mailbox[T]], now_s: float) -> float:
         """How long to wait for a newer frame, or for more of them; 0: not at all."""
-        now_s = time.monotonic()
         patience_s = waiting[0].rhythm.patience_s(now_s)
         if len(waiting) < self._together:
             others = (box for box in self._mailboxes.values() if not box.slot)
@@ -273,10 +297,14 @@ class LatestWorker(Generic[T]):
             box.busy = 0
             box.rejected[reason] += 1
             box.last_rejection = f"{reason}: {error}"
+            box.last_rejection_s = time.monotonic()
         try:
             self._on_rejected(item, reason, error)
         except Exception:
             logging.getLogger(__name__).exception("reporting a rejected frame failed")
+        # An error that was kept for later is held by the variables of the very calls that its
+        # traceback holds, with the picture and the model: a circle that may last for long.
+        error.__traceback__ = None
 
 
 def _reason(error: Exception) -> str:

@@ -36,3 +36,8 @@ def test_a_new_subscription_forgets_the_numbers_but_not_the_losses() -> None:
     assert losses.lost == 1
     losses.note(b"a", 92)
     assert losses.lost == 2
+
+
+def test_without_the_publishers_nothing_is_known() -> None:
+    """A driver that starts again, or a second one, would look like a loss."""
+    assert count((b"", 7), (b"", 108000), (b"", 9)) is None

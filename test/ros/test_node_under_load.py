@@ -10,6 +10,7 @@ import threading
 import time
 
 import numpy as np
+from rclpy.lifecycle import TransitionCallbackReturn
 from ros.harness import FakePipeline, Peer, Stage, make_fake_node, wait_until
 from sensor_msgs.msg import Image
 
@@ -141,3 +142,19 @@ def test_malformed_messages_are_counted_and_the_next_good_frame_is_right(
     assert bytes(peer.received["labels"][0].data) == (picture[..., 0] // 100).tobytes()
     wait_until(lambda: ended(node.counts) == MALFORMED + 1, "the end of the good frame")
     assert (node.counts.received, node.counts.processed) == (MALFORMED + 1, 1)
+
+
+def test_a_frame_that_takes_long_does_not_silence_a_node_that_is_deactivated(
+    stage: Stage, peer: Peer
+) -> None:
+    peer.open_camera()
+    peer.watch("labels")
+    node = make_fake_node(stage, FakePipeline(1.5), diagnostics_period_s=0.1)
+    wait_until(lambda: peer.connected(node, ("labels",)), "connections")
+    node._diagnostics_timer.cancel()
+    peer.send(picture_message(12, 16))
+    wait_until(lambda: node.counts.in_flight == 1, "the frame")
+    told = len(peer.diagnostics)
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert node.counts.processed == 1
+    wait_until(lambda: len(peer.diagnostics) >= told + 5, "diagnostics meanwhile")

@@ -12,7 +12,9 @@ import pytest
 import rclpy
 from bags.recording import raw, record
 from conftest import smooth_picture
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -23,6 +25,7 @@ from sensor_msgs.msg import Image
 from sparserefine_ros.errors import BagError, ConfigurationError
 from sparserefine_ros.ros.player import PlayerNode
 from sparserefine_ros.ros.replay import ReplayOptions, replay_bag
+from sparserefine_ros.ros.replay_report import ReplayListener
 
 COUNT = 4
 
@@ -157,3 +160,30 @@ def test_unusable_parameters(start: Callable[..., PlayerNode], tmp_path: Path) -
         start(rate_hz=-1.0)
     with pytest.raises(BagError, match="there is no file or folder"):
         start(bag=str(tmp_path / "none"))
+
+
+def test_a_loop_of_one_picture_has_a_pace(start: Callable[..., PlayerNode], tmp_path: Path) -> None:
+    record(tmp_path / "one", [raw(np.zeros((4, 6, 3), np.uint8), "rgb8", 10**9)])
+    player = start(bag=str(tmp_path / "one"), loop=True, seconds=0.6, wait_for_subscribers=0)
+    assert 2 <= player.play(threading.Event()) <= 10
+
+
+def test_the_listener_tells_why_a_node_cannot_be_configured(peer: Peer) -> None:
+    status = DiagnosticStatus(level=DiagnosticStatus.ERROR, message="cannot configure: no bundle")
+    status.values = [KeyValue(key="state", value="unconfigured")]
+    publisher = peer.create_publisher(DiagnosticArray, "/diagnostics", 10)
+    listener = ReplayListener(context=peer.context)
+    executor = SingleThreadedExecutor(context=peer.context)
+    executor.add_node(listener)
+
+    def told() -> bool:
+        publisher.publish(DiagnosticArray(status=[status]))
+        executor.spin_once(timeout_sec=0.05)
+        return bool(listener.failure)
+
+    try:
+        wait_until(told, "the failure")
+        assert listener.failure == "cannot configure: no bundle"
+    finally:
+        executor.shutdown()
+        listener.destroy_node()

@@ -71,3 +71,25 @@ segment.main([])
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (0, "")
+
+
+def test_a_signal_in_the_middle_of_another_does_not_wait_for_it() -> None:
+    code = """
+import signal, threading
+class Event(threading.Event):
+    def set(self):
+        with self._cond:  # as Event does, with a signal that comes at the worst moment
+            signal.raise_signal(signal.SIGINT)
+            self._flag = True
+            self._cond.notify_all()
+threading.Event = Event
+from sparserefine_ros.ros import stopping
+stop = stopping.init_until_signal([])
+signal.raise_signal(signal.SIGTERM)
+assert stop.is_set()
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "done\n", done.stderr

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -383,3 +385,84 @@ def test_who_waits_for_whom_and_how_long_that_takes() -> None:
         settle(worker)
         assert worker.waiting(0.0) == 0
         assert worker.busy_s("front") == 0.0
+
+
+def test_waiting_for_newer_items_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Woken late each time, the worker would find the next item worth waiting for each time."""
+    monkeypatch.setattr(Rhythm, "patience_s", lambda rhythm, now_s: 0.05)
+    with running(lambda item: None) as worker:
+        end_s = time.monotonic() + 1.0
+        for item in itertools.count():
+            worker.offer(item)
+            time.sleep(0.005)
+            if time.monotonic() > end_s:
+                break
+        counts = settle(worker)
+    assert counts.processed >= 5
+    assert balanced(counts)
+
+
+def test_a_rejected_item_is_let_go() -> None:
+    """Also where the error is kept by the call that it came from, for which it is kept in turn."""
+
+    class Item:
+        pass
+
+    def fail(error: Exception) -> str | None:
+        raise error
+
+    def process(items: Sequence[Item]) -> list[Finish]:
+        finishes: list[Finish] = []
+        try:
+            raise ImageError("too small", reason="size")
+        except ImageError as err:
+            finishes.append(partial(fail, err))
+        return finishes
+
+    worker: LatestWorker[Item] = LatestWorker(process, on_rejected=lambda *_: None)
+    worker.start()
+    item = Item()
+    alive = weakref.ref(item)
+    gc.disable()
+    try:
+        worker.offer(item)
+        del item
+        end_s = time.monotonic() + 10.0
+        while worker.counts().rejected_total == 0 or alive() is not None:
+            assert time.monotonic() < end_s, "the item is still there"
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+        worker.stop()
+
+
+def test_an_item_that_never_ends_can_be_left_behind() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def process(item: int) -> None:
+        begun.set()
+        gate.wait(10.0)
+
+    with running(process) as worker:
+        worker.offer(0)
+        assert begun.wait(10.0)
+        assert not worker.stop(0.05)
+        with pytest.raises(RuntimeError, match="its last item is in work"):
+            worker.start()
+        gate.set()
+        assert worker.stop()
+        worker.start()
+        worker.offer(1)
+        assert settle(worker).processed == 2
+
+
+def test_the_last_rejection_is_the_latest_of_all_cameras() -> None:
+    def process(item: int) -> None:
+        raise ImageError(f"item {item}", reason="size")
+
+    with running(process) as worker:
+        for item, camera in enumerate(("front", "rear", "front")):
+            worker.offer(item, camera)
+            settle(worker)
+        assert worker.counts().last_rejection == "size: item 2"
+        assert worker.counts("rear").last_rejection == "size: item 1"
