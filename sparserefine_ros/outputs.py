@@ -34,6 +34,8 @@ SUMMARIES: Final = frozenset({VIDEO, SHEET, LEGEND})
 
 _SHEET_FRAMES: Final = 6
 _SHEET_WIDTH: Final = 480
+# JPEG has room for 65500 rows.
+_SHEET_HEIGHT: Final = 960
 _VIDEO_WIDTH: Final = 1280
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,9 @@ class ResultWriter:
         for kind, picture in pictures.items():
             self._write(f"{stem}_{kind}.jpg", picture)
         if self.frames % self._sheet_every == 0 and len(self._sheet) < 4 * _SHEET_FRAMES:
-            self._sheet += [narrow(p, _SHEET_WIDTH) for p in (image, *pictures.values())]
+            self._sheet += [
+                narrow(p, _SHEET_WIDTH, _SHEET_HEIGHT) for p in (image, *pictures.values())
+            ]
             self._captions += [stem, "labels", "entropy", f"refined {refined.mean():.1%}"]
         self._film(overlay)
         self.frames += 1

@@ -128,12 +128,20 @@ def draw_changes(
     return picture
 
 
-def narrow(picture: Picture, width: int) -> Picture:
-    """Shrink a picture, uint8 [H, W, 3], to at most `width` pixels across, in proportion."""
-    if picture.shape[1] <= width:
+def narrow(picture: Picture, width: int, height: int | None = None) -> Picture:
+    """Shrink a picture, uint8 [H, W, 3], in proportion.
+
+    Args:
+        picture: returned as it is where it fits.
+        width: pixels across at most.
+        height: pixels from top to bottom at most; None for any number.
+    """
+    tall, wide = picture.shape[:2]
+    share = min(1.0, width / wide, 1.0 if height is None else height / tall)
+    if share == 1.0:
         return picture
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    size = (max(1, round(wide * share)), max(1, round(tall * share)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def draw_legend(names: Sequence[str], colours: NDArray[np.uint8]) -> Picture:

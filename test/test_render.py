@@ -244,3 +244,7 @@ def test_narrow_keeps_proportions_and_small_pictures() -> None:
     assert narrow(image, 40).shape == (29, 40, 3)
     assert narrow(image, WIDTH) is image
     assert narrow(smooth_picture(1, 90), 30).shape == (1, 30, 3)
+    assert narrow(image, WIDTH, HEIGHT) is image
+    assert narrow(image, WIDTH, 30).shape == (30, 41, 3)
+    assert narrow(image, 20, 30).shape == (15, 20, 3)
+    assert narrow(smooth_picture(90, 1), 30, 30).shape == (30, 1, 3)

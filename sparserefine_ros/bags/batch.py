@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final
 
 import cv2
 
 from sparserefine_ros.bags.evaluate import evaluate_bag, share_cores
-from sparserefine_ros.bags.report import METRICS, SCORES, write_results
+from sparserefine_ros.bags.report import METRICS, SCORES, no_results, write_results
 from sparserefine_ros.bags.results import BagOptions
 from sparserefine_ros.bags.staging import whole_folder
 from sparserefine_ros.bundle import Bundle
@@ -46,7 +47,7 @@ def run_job(job: Job) -> Path:
     Raises:
         SparseRefineError: bag or bundle cannot be used, or the folder cannot be written.
     """
-    with whole_folder(job.out, marker=METRICS) as folder:
+    with whole_folder(job.out, obstacle=no_results) as folder:
         result = evaluate_bag(job.bag, job.bundle, job.how, job.options, folder)
         write_results(result, job.bundle, folder)
     return job.out
@@ -102,22 +103,51 @@ def evaluate_bags(
     return list(_run(work, jobs))
 
 
+# In a process of the pool: set when one of the jobs failed or was interrupted.
+_stopped: Event | None = None
+
+
 def _run(work: Sequence[Job], jobs: int) -> Iterator[Path]:
     if jobs == 1:
         yield from map(run_job, work)
         return
     context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=cv2.setNumThreads, initargs=(work[0].how.threads,)
+        jobs,
+        mp_context=context,
+        initializer=_begin_process,
+        initargs=(work[0].how.threads, stopped),
     )
     with pool:
         try:
-            yield from pool.map(run_job, work)
+            yield from pool.map(_run_unless_stopped, work)
         except BrokenProcessPool as err:
             raise SparseRefineError(
                 f"a process of the evaluation ended, perhaps for want of memory ({err}); "
                 f"evaluate with fewer than {jobs} jobs"
             ) from err
+        finally:
+            # The pool cancels what waits, but for the job that it has handed out ahead.
+            stopped.set()
+
+
+def _begin_process(threads: int, stopped: Event) -> None:
+    global _stopped
+    _stopped = stopped
+    cv2.setNumThreads(threads)
+
+
+def _run_unless_stopped(job: Job) -> Path:
+    """`run_job`; the first that fails stops those that have not begun, in all processes."""
+    assert _stopped is not None
+    if _stopped.is_set():
+        raise SparseRefineError(f"{job.bag} was not begun, for an earlier bag failed; start again")
+    try:
+        return run_job(job)
+    except BaseException:
+        _stopped.set()
+        raise
 
 
 def summarise(folders: Sequence[Path], out: Path) -> Evaluation:
@@ -131,10 +161,12 @@ def summarise(folders: Sequence[Path], out: Path) -> Evaluation:
         scores over all frames of all bags.
 
     Raises:
-        ConfigurationError: a folder holds no results, or they do not belong together.
+        BagError: a folder holds no results.
+        ConfigurationError: the same results are given twice, or some do not belong together.
         SparseRefineError: the summary cannot be written.
     """
     metrics = [_read_metrics(folder) for folder in folders]
+    _refuse_doubles(folders, metrics)
     parts, first = [], 0
     for folder in folders:
         part = read_json(folder / SCORES)
@@ -150,6 +182,19 @@ def summarise(folders: Sequence[Path], out: Path) -> Evaluation:
     }
     write_text_whole(out / SUMMARY, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return evaluation
+
+
+def _refuse_doubles(folders: Sequence[Path], metrics: Sequence[dict[str, Any]]) -> None:
+    """A bag that counts twice would shift every score."""
+    seen: dict[object, Path] = {}
+    for folder, content in zip(folders, metrics, strict=True):
+        for key in (folder.resolve(), json.dumps(content)):
+            if key in seen:
+                raise ConfigurationError(
+                    f"expected each bag once, got the same results in {seen[key]} and {folder}; "
+                    "leave one out"
+                )
+            seen[key] = folder
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:

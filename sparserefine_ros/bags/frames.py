@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sparserefine_ros.bags.library import IMAGE, typestore
 from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.storage import Recorded
-from sparserefine_ros.decoding import decode_picture
+from sparserefine_ros.data.label_files import PNG_START, decode_labels
 from sparserefine_ros.errors import ImageError
 from sparserefine_ros.evaluation.subset import ALL_FRAMES, Subset
+from sparserefine_ros.image import check_image as check_pixels
 from sparserefine_ros.messages import check_image, compressed_to_rgb, image_to_pixels, image_to_rgb
 
 MAX_PIXELS: Final = 16384 * 16384
@@ -164,6 +164,7 @@ class BagFrames:
             image = image_to_rgb(message, max_pixels=MAX_PIXELS)
         else:
             image = compressed_to_rgb(message, max_pixels=MAX_PIXELS)
+        check_pixels(image)  # of few pixels, one side may still be too long for the pipeline
         counts = self.counts
         counts.frames += 1
         counts.encodings[message.encoding if recorded.type == IMAGE else message.format] += 1
@@ -194,7 +195,7 @@ def header_of(message: Any) -> Header:
 
 
 def message_to_labels(message: Any, kind: str) -> NDArray[np.uint8]:
-    """Label image, uint8 [H, W], of a mono8 or 8UC1 Image or of a CompressedImage in grey PNG.
+    """Label image, uint8 [H, W], of a mono8 or 8UC1 Image or of a CompressedImage in PNG.
 
     Raises:
         ImageError: it is of another kind.
@@ -208,11 +209,18 @@ def message_to_labels(message: Any, kind: str) -> NDArray[np.uint8]:
                 reason="encoding",
             )
         return np.ascontiguousarray(image_to_pixels(message, encoding), np.uint8)
-    pixels = decode_picture(bytes(message.data), flags=cv2.IMREAD_UNCHANGED, max_pixels=MAX_PIXELS)
+    data = bytes(message.data)
+    if data and not data.startswith(PNG_START):
+        raise ImageError(
+            "expected labels as PNG, which keeps every class id, got bytes that start with "
+            f"{data[:8].hex(' ')} in the format {message.format!r}; publish them so",
+            reason="encoding",
+        )
+    pixels = decode_labels(data)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise ImageError(
-            f"expected labels as 8-bit grey PNG, a class id per pixel, got {pixels.dtype} "
-            f"{list(pixels.shape)}; publish them so",
+            "expected labels as PNG of 8 bits or fewer, grey or with a palette, a class id per "
+            f"pixel, got {pixels.dtype} {list(pixels.shape)}; publish them so",
             reason="encoding",
         )
     return np.asarray(pixels, np.uint8)

@@ -37,15 +37,18 @@ class Labels(Protocol):
     def __call__(self, frame: BagFrame) -> NDArray[Any] | None:
         """Label image of a frame as it is stored, [H, W]; None where there is none."""
 
-    def check(self, missing: int, damage: Sequence[str]) -> None:
+    def check(self, missing: int, damage: Sequence[str], *, part: bool = False) -> None:
         """Make sure, at the end, that each frame had its own.
+
+        A part of a bag may have none: labels of every tenth picture all fall into one of two parts.
 
         Args:
             missing: messages of pictures that could not be read.
             damage: what else of the bag could not.
+            part: whether the frames were a part of the bag's only.
 
         Raises:
-            BagError: no frame had labels, or some may have had those of others.
+            BagError: no frame of a whole bag had labels, or some may have had those of others.
         """
 
 
@@ -57,7 +60,7 @@ class NoLabels:
     def __call__(self, frame: BagFrame) -> None:
         """None."""
 
-    def check(self, missing: int, damage: Sequence[str]) -> None:
+    def check(self, missing: int, damage: Sequence[str], *, part: bool = False) -> None:
         """Nothing was asked for."""
 
 
@@ -66,7 +69,7 @@ class TopicLabels:
 
     Args:
         bag: open for as long as this is asked.
-        topic: of sensor_msgs/Image in mono8, or CompressedImage in PNG.
+        topic: of sensor_msgs/Image in mono8 or 8UC1, or CompressedImage in PNG.
     """
 
     def __init__(self, bag: Bag, topic: str) -> None:
@@ -94,9 +97,9 @@ class TopicLabels:
         self._found += found is not None
         return found and found[1]
 
-    def check(self, missing: int, damage: Sequence[str]) -> None:
+    def check(self, missing: int, damage: Sequence[str], *, part: bool = False) -> None:
         """See `Labels.check`."""
-        if not self._found:
+        if not self._found and not part:
             raise BagError(
                 f"expected labels on {self._topic} with the stamps of the pictures, recorded "
                 f"within {WINDOW_NS // 10**9} s of them, found none; {self.unusable} messages "
@@ -165,9 +168,9 @@ class FolderLabels:
         self._found += path is not None
         return None if path is None else read_label_file(path)
 
-    def check(self, missing: int, damage: Sequence[str]) -> None:
+    def check(self, missing: int, damage: Sequence[str], *, part: bool = False) -> None:
         """See `Labels.check`."""
-        if not self._found:
+        if not self._found and not part:
             raise BagError(
                 f"expected label images in {self._folder} named by the stamps of the pictures, "
                 "none of the names is one; see docs/bags.md"

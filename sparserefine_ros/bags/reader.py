@@ -22,6 +22,8 @@ from sparserefine_ros.sources import natural_order
 
 METADATA: Final = "metadata.yaml"
 _SUFFIXES: Final = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+# The library takes the path of an SQLite file for part of a URI, where these mean something.
+_URI_MARKS: Final = frozenset("#?%")
 # Serialised messages start with 0.
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
@@ -91,7 +93,7 @@ class Bag:
         failed: list[BagError] = []
         for file in files:
             try:
-                storage = open_storage(self._unpacked(file))
+                storage = open_storage(self._plain(file), original=file)
             except BagError as err:
                 failed.append(err)
                 continue
@@ -102,22 +104,26 @@ class Bag:
         # One broken part of a split recording leaves the others.
         self._damage += [str(err) for err in failed]
 
-    def _unpacked(self, file: Path) -> Path:
-        """The file itself, or a decompressed copy that lasts until the bag is closed."""
+    def _plain(self, file: Path) -> Path:
+        """The file itself, or a copy or link for the library, which lasts until the bag is closed.
+
+        Raises:
+            BagError: the file is missing, or cannot be decompressed.
+        """
         if not file.is_file():
             raise BagError(f"expected a file {file}, which {METADATA} names; it is missing")
-        if file.suffix != ".zstd":
+        kept = file.suffix != ".db3" or _URI_MARKS.isdisjoint(str(file.absolute()))
+        if file.suffix != ".zstd" and kept:
             return file
-        folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="bag-"))
-        copy = Path(folder) / file.stem
         try:
-            with zstd().open(file, "rb") as source, copy.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        except (OSError, EOFError, ValueError, zstd().ZstdError) as err:
-            raise BagError(
-                f"cannot decompress {file} ({err}); copy the bag again, or record it anew"
-            ) from err
-        return copy
+            folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="bag-"))
+            if file.suffix == ".zstd":
+                return _decompress(file, Path(folder))
+            link = Path(folder) / "bag.db3"
+            link.symlink_to(file.absolute())
+        except OSError as err:
+            raise _unreadable(file, err) from err
+        return link
 
     @property
     def damage(self) -> tuple[str, ...]:
@@ -160,18 +166,39 @@ class Bag:
         self.close()
 
 
-def _plan(path: Path) -> _Plan:
-    if not path.exists():
-        raise BagError(f"expected a bag, there is no file or folder {path}")
-    if path.is_file():
-        if not path.name.endswith(_SUFFIXES):
-            raise BagError(
-                f"expected a bag (a folder, or a file {', '.join(_SUFFIXES)}), got {path}"
-            )
-        return _Plan([path], {})
-    found = sorted(
-        (each for each in path.iterdir() if each.name.endswith(_SUFFIXES)), key=natural_order
+def _decompress(file: Path, folder: Path) -> Path:
+    copy = folder / f"bag{file.with_suffix('').suffix}"
+    try:
+        with zstd().open(file, "rb") as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except (OSError, EOFError, ValueError, zstd().ZstdError) as err:
+        what = str(err).replace(str(copy), str(file))
+        raise BagError(
+            f"cannot decompress {file} ({what}); copy the bag again, or record it anew"
+        ) from err
+    return copy
+
+
+def _unreadable(path: Path, err: OSError) -> BagError:
+    return BagError(
+        f"cannot read {path}: {err.strerror}; grant access or make room, then try again"
     )
+
+
+def _plan(path: Path) -> _Plan:
+    try:
+        if not path.exists():
+            raise BagError(f"expected a bag, there is no file or folder {path}")
+        if path.is_file():
+            if not path.name.endswith(_SUFFIXES):
+                raise BagError(
+                    f"expected a bag (a folder, or a file {', '.join(_SUFFIXES)}), got {path}"
+                )
+            return _Plan([path], {})
+        names = [each for each in path.iterdir() if each.name.endswith(_SUFFIXES)]
+    except OSError as err:
+        raise _unreadable(path, err) from err
+    found = sorted(names, key=natural_order)
     try:
         return _plan_of_metadata(path)
     except BagError as err:

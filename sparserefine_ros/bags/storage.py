@@ -5,19 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import struct
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final, Protocol
 
 from sparserefine_ros.bags.library import rosbags_module
+from sparserefine_ros.bags.mcap import mcap_messages
 from sparserefine_ros.errors import BagError
-
-MCAP_MAGIC: Final = b"\x89MCAP0\r\n"
-_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x03, 0x04, 0x05, 0x06
-# Where the data of a whole file end: footer and end of data.
-_ENDS: Final = (0x02, 0x0F)
 
 
 @dataclass(frozen=True)
@@ -57,66 +52,114 @@ class Storage(Protocol):
         """Close the file."""
 
 
-def open_storage(path: Path) -> Storage:
+def open_storage(path: Path, *, original: Path | None = None) -> Storage:
     """Open a `.mcap` or `.db3` file; a damaged one is read as far as its records are whole.
+
+    Args:
+        path: the file.
+        original: the file that texts name, where `path` is a copy of it.
 
     Raises:
         BackendError: the library is not installed.
         BagError: the file cannot be opened, or nothing in it is whole.
     """
+    file = _File(path, original or path)
     if path.suffix not in _SCANNED:
-        raise BagError(f"expected a storage file .mcap or .db3, got {path}")
-    reader = rosbags_module("rosbags.rosbag2").Reader
+        raise BagError(f"expected a storage file .mcap or .db3, got {file.original}")
+    rosbags_module("rosbags.rosbag2")  # that it is missing is no damage
     try:
-        return LibraryStorage(reader(path))
+        return LibraryStorage(file)
     except PermissionError as err:
-        raise BagError(f"cannot read {path}: {err.strerror}; check the file") from err
+        raise file.unreadable(err) from err
     except Exception as err:  # of many kinds, on broken bytes
-        damage = (
-            f"{path.name} is cut off or damaged, only what is whole was read ({_one_line(err)})"
+        what = file.in_words(err)
+        whole = _SCANNED[path.suffix](
+            file,
+            f"{file.original.name} is cut off or damaged, only what is whole was read ({what})",
         )
-        whole = _SCANNED[path.suffix](path, damage)
         if not whole.counts:
             whole.close()
             raise BagError(
-                f"expected a bag file, got {path}: {_one_line(err)}, and no message in it is "
+                f"expected a bag file, got {file.original}: {what}, and no message in it is "
                 "whole; record it anew or copy it again"
             ) from err
         return whole
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file to read.
+
+    Attributes:
+        path: where it is.
+        original: what texts name.
+    """
+
+    path: Path
+    original: Path
+
+    def in_words(self, err: Exception) -> str:
+        """What went wrong, in one line."""
+        text = str(err).replace(str(self.path), str(self.original))
+        return (" ".join(text.split()).rstrip(".") or type(err).__name__)[:200]
+
+    def unreadable(self, err: Exception) -> BagError:
+        """For what no damage explains, such as missing rights or too many open files."""
+        reason = getattr(err, "strerror", None) or self.in_words(err)
+        return BagError(f"cannot read {self.original}: {reason}; grant access or close other files")
+
+
 class LibraryStorage:
     """A file that the library can open."""
 
-    def __init__(self, reader: Any) -> None:
-        reader.open()
-        self._reader = reader
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._reader = self._open()
         # Topics are found by name and type alone: the library also compares the QoS with that of
         # metadata.yaml, and gives no message at all where they differ.
-        self._connections = list(reader.connections)
-        self.types: dict[str, str] = {each.topic: each.msgtype for each in self._connections}
+        connections = list(self._reader.connections)
+        self.types: dict[str, str] = {each.topic: each.msgtype for each in connections}
         self.counts: dict[str, int] = {}
-        for each in self._connections:
+        for each in connections:
             self.counts[each.topic] = self.counts.get(each.topic, 0) + each.msgcount
         self.damage = ""
 
     def messages(self, topics: Collection[str]) -> Iterator[Recorded]:
         """The messages of some topics by the time of their recording."""
-        wanted = [each for each in self._connections if each.topic in topics]
-        if not wanted:
+        with contextlib.ExitStack() as closing:
+            source = self._messages(topics, closing)
+            while True:
+                try:
+                    connection, log_ns, data = next(source)
+                except StopIteration:
+                    return
+                except Exception as err:  # of many kinds, on broken bytes
+                    self.damage = (
+                        f"{self._file.original.name}: reading ended at damage "
+                        f"({self._file.in_words(err)})"
+                    )
+                    return
+                yield Recorded(connection.topic, connection.msgtype, log_ns, data)
+
+    def _messages(
+        self, topics: Collection[str], closing: contextlib.ExitStack
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """As the library gives them; what is opened here is closed by `closing`."""
+        if not any(topic in topics for topic in self.types):
             return
-        source = self._reader.messages(wanted)
-        while True:
-            try:
-                connection, log_ns, data = next(source)
-            except StopIteration:
-                return
-            except Exception as err:  # of many kinds, on broken bytes
-                self.damage = (
-                    f"{self._reader.path.name}: reading ended at damage ({_one_line(err)})"
-                )
-                return
-            yield Recorded(connection.topic, connection.msgtype, log_ns, data)
+        reader = self._reader
+        if self._file.path.suffix == ".mcap":
+            # A reader of MCAP without an index has one place in the file for all who read.
+            reader = self._open()
+            closing.callback(reader.close)
+        wanted = [each for each in reader.connections if each.topic in topics]
+        if wanted:
+            yield from reader.messages(wanted)
+
+    def _open(self) -> Any:
+        reader = rosbags_module("rosbags.rosbag2").Reader(self._file.path)
+        reader.open()
+        return reader
 
     def close(self) -> None:
         """Close the file."""
@@ -130,8 +173,8 @@ class ScannedMcap:
     decompressed is left out.
     """
 
-    def __init__(self, path: Path, damage: str) -> None:
-        self._path = path
+    def __init__(self, file: _File, damage: str) -> None:
+        self._file = file
         self.damage = damage
         self.types: dict[str, str] = {}
         self.counts: dict[str, int] = {}
@@ -140,22 +183,18 @@ class ScannedMcap:
             self.counts[message.topic] = self.counts.get(message.topic, 0) + 1
 
     def messages(self, topics: Collection[str] | None) -> Iterator[Recorded]:
-        """The messages of some topics, or all, in the order of the file."""
-        schemas: dict[int, str] = {}
-        channels: dict[int, tuple[str, str]] = {}
-        with self._path.open("rb") as file:
-            if file.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
-                return
-            for kind, record in _flat_records(file, self._path.stat().st_size):
-                if kind == _SCHEMA:
-                    schemas[_unpack("<H", record)] = _text(record, 2)
-                elif kind == _CHANNEL:
-                    schema = schemas.get(_unpack("<H", record, 2), "")
-                    channels[_unpack("<H", record)] = (_text(record, 4), schema)
-                elif kind == _MESSAGE:
-                    topic, schema = channels.get(_unpack("<H", record), ("", ""))
-                    if schema and (topics is None or topic in topics):
-                        yield Recorded(topic, schema, _unpack("<Q", record, 6), record[22:])
+        """The messages of some topics, or all, in the order of the file.
+
+        Raises:
+            BagError: the file cannot be read at all.
+        """
+        try:
+            with self._file.path.open("rb") as file:
+                for message in mcap_messages(file, self._file.path.stat().st_size):
+                    if topics is None or message[0] in topics:
+                        yield Recorded(*message)
+        except OSError as err:
+            raise self._file.unreadable(err) from err
 
     def close(self) -> None:
         """Nothing is open."""
@@ -164,14 +203,16 @@ class ScannedMcap:
 class ScannedSqlite:
     """An SQLite file that is cut off: its rows are read in the order they were written."""
 
-    def __init__(self, path: Path, damage: str) -> None:
+    def __init__(self, file: _File, damage: str) -> None:
         self.damage = damage
         self.types: dict[str, str] = {}
         self.counts: dict[str, int] = {}
-        # Opened in one thread and read in another, but never in two at a time.
-        self._file = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-        )
+        uri = f"{file.path.absolute().as_uri()}?mode=ro&immutable=1"
+        try:
+            # Opened in one thread and read in another, but never in two at a time.
+            self._file = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        except sqlite3.OperationalError as err:
+            raise file.unreadable(err) from err
         with _up_to_the_cut():
             # Otherwise a file shorter than its header says is refused as a whole.
             self._file.execute("PRAGMA writable_schema = ON")
@@ -209,47 +250,7 @@ def _up_to_the_cut() -> Iterator[None]:
         pass
 
 
-_SCANNED: Final[dict[str, Callable[[Path, str], Storage]]] = {
+_SCANNED: Final[dict[str, Callable[[_File, str], Storage]]] = {
     ".mcap": ScannedMcap,
     ".db3": ScannedSqlite,
 }
-
-
-def _flat_records(file: BinaryIO, size: int) -> Iterator[tuple[int, memoryview]]:
-    """Kind and content of the whole records of a file and of its chunks."""
-    decompress = rosbags_module("rosbags.rosbag2.storage_mcap").decompress
-    while len(head := file.read(9)) == 9:
-        kind, length = struct.unpack("<BQ", head)
-        if kind in _ENDS or file.tell() + length > size:
-            return
-        record = memoryview(file.read(length))
-        if kind != _CHUNK:
-            yield kind, record
-            continue
-        with contextlib.suppress(Exception):  # of many kinds, on broken bytes
-            raw_size, crc, name = struct.unpack_from("<QII", record, 16)
-            content = record[32 + name + 8 :]
-            compression = _text(record, 28)
-            raw = memoryview(decompress(bytes(content), compression, raw_size, crc))
-            yield from list(_records(raw))
-
-
-def _records(raw: memoryview) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while at + 9 <= len(raw):
-        kind, length = struct.unpack_from("<BQ", raw, at)
-        yield kind, raw[at + 9 : at + 9 + length]
-        at += 9 + length
-
-
-def _unpack(form: str, record: memoryview, at: int = 0) -> int:
-    return int(struct.unpack_from(form, record, at)[0])
-
-
-def _text(record: memoryview, at: int) -> str:
-    length = _unpack("<I", record, at)
-    return bytes(record[at + 4 : at + 4 + length]).decode(errors="replace")
-
-
-def _one_line(err: Exception) -> str:
-    return (" ".join(str(err).split()).rstrip(".") or type(err).__name__)[:200]

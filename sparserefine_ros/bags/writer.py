@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from sparserefine_ros.bags.frames import Header
@@ -25,6 +26,7 @@ from sparserefine_ros.errors import BagError, ConfigurationError
 STORAGES: Final = ("mcap", "sqlite3")
 COMPRESSIONS: Final = ("none", "zstd")
 JPEG_QUALITY: Final = 90
+_WRITER: Final = "rosbags"  # as metadata.yaml names the library
 _VERSION: Final = 9  # of the format: that of ROS 2 Jazzy and later
 _DTYPES: Final = {"mono8": np.uint8, "rgb8": np.uint8, "bgr8": np.uint8, "32FC1": np.float32}
 _CODECS: Final = {"jpeg": (".jpg", (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)), "png": (".png", ())}
@@ -37,7 +39,7 @@ def write_bag(
     """Open a bag for writing; it appears under its name when the block ends well.
 
     Args:
-        folder: of the bag; an earlier bag there is replaced.
+        folder: of the bag; an earlier one there that was written so is replaced.
         storage: one of STORAGES.
         compression: "zstd" compresses the chunks of MCAP, or each message of SQLite.
 
@@ -49,10 +51,28 @@ def write_bag(
     for given, known in ((storage, STORAGES), (compression, COMPRESSIONS)):
         if given not in known:
             raise ConfigurationError(f"expected one of {', '.join(known)}, got {given!r}")
-    with whole_folder(folder, marker=METADATA) as new:
+    with whole_folder(folder, obstacle=no_written_bag) as new:
         new.rmdir()  # the library wants to make it
         with open_writer(new, storage=storage, compression=compression) as writer:
             yield writer
+
+
+def no_written_bag(folder: Path) -> str:
+    """What keeps a folder from being a bag that `write_bag` wrote, in words; empty where it is one.
+
+    Recordings are none: they cannot be made again.
+    """
+    try:
+        content = yaml.safe_load((folder / METADATA).read_text(encoding="utf-8"))
+        about = content["rosbag2_bagfile_information"]
+        own = {METADATA, *about["relative_file_paths"]}
+        writer = about["ros_distro"]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return f"there is no {METADATA} of a bag written by {_WRITER}"
+    if writer != _WRITER:
+        return f"its bag is a recording of {writer}"
+    others = [path for path in folder.iterdir() if path.name not in own or not path.is_file()]
+    return f"it also holds {min(others).name}" if others else ""
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from sparserefine_ros.errors import DatasetError, ImageError
 # (pixels of a label file, its path for error texts) -> uint8 [H, W], class ids or 255.
 LabelDecoder = Callable[[NDArray[Any], Path], NDArray[np.uint8]]
 
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _MAX_PIXELS: Final = 16384 * 16384
-_PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = 33
 _DEPTH, _COLOUR_TYPE = 24, 25
 _GREY, _PALETTE = 0, 3
@@ -37,7 +37,11 @@ def read_picture(path: Path, *, oriented: bool) -> NDArray[np.uint8]:
         DatasetError: the file cannot be read, is no picture or is cut off.
     """
     flags = cv2.IMREAD_COLOR | (0 if oriented else cv2.IMREAD_IGNORE_ORIENTATION)
-    bgr = _decode(_read(path), path, flags)
+    data = _read(path)
+    try:
+        bgr: NDArray[Any] = decode_picture(data, flags=flags, max_pixels=_MAX_PIXELS)
+    except ImageError as err:
+        raise _broken(path, err) from err
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -52,11 +56,23 @@ def read_label_file(path: Path) -> NDArray[Any]:
         DatasetError: the file cannot be read, is no picture or is cut off.
     """
     data = _read(path)
-    is_png = data.startswith(_PNG_START) and len(data) > _PNG_HEADER
+    try:
+        return decode_labels(data)
+    except ImageError as err:
+        raise _broken(path, err) from err
+
+
+def decode_labels(data: bytes) -> NDArray[Any]:
+    """Pixels, as `read_label_file` gives them, of the bytes of a label file.
+
+    Raises:
+        ImageError: they are no picture, or it is cut off.
+    """
+    is_png = data.startswith(PNG_START) and len(data) > _PNG_HEADER
     if is_png and data[_COLOUR_TYPE] == _PALETTE:
         # OpenCV would replace the indices by their colours; grey values it leaves alone.
         data = _palette_to_grey(data)
-    pixels = _decode(data, path, cv2.IMREAD_UNCHANGED)
+    pixels = decode_picture(data, flags=cv2.IMREAD_UNCHANGED, max_pixels=_MAX_PIXELS)
     if is_png and data[_COLOUR_TYPE] == _GREY and data[_DEPTH] < 8:
         # But for stretching those of fewer than 8 bits to 0 .. 255.
         return np.asarray(pixels // (255 // (2 ** data[_DEPTH] - 1)))
@@ -70,11 +86,8 @@ def _read(path: Path) -> bytes:
         raise DatasetError(f"cannot read {path}: {err.strerror}; restore the file") from err
 
 
-def _decode(data: bytes, path: Path, flags: int) -> NDArray[Any]:
-    try:
-        return decode_picture(data, flags=flags, max_pixels=_MAX_PIXELS)
-    except ImageError as err:
-        raise DatasetError(f"cannot decode {path}; restore the file ({err})") from err
+def _broken(path: Path, err: ImageError) -> DatasetError:
+    return DatasetError(f"cannot decode {path}; restore the file ({err})")
 
 
 def _palette_to_grey(png: bytes) -> bytes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,46 @@ def record(
                 connections[key] = writer.add_connection(
                     *key, typestore=STORE, offered_qos_profiles=qos
                 )
-            data = entry.fields
-            if not isinstance(data, bytes):
-                data = bytes(STORE.serialize_cdr(STORE.types[entry.kind](**data), entry.kind))
-            writer.write(connections[key], entry.log_ns, data)
+            writer.write(connections[key], entry.log_ns, serialised(entry))
     return folder
 
 
 def storage_file(folder: Path) -> Path:
     (found,) = [path for path in folder.iterdir() if path.suffix in (".mcap", ".db3", ".zstd")]
     return found
+
+
+def record_unindexed(path: Path, entries: Iterable[Entry], *, whole: bool = True) -> Path:
+    """An MCAP file by hand, without chunks and indexes; the end is left out of one not whole."""
+    magic, out = b"\x89MCAP0\r\n", [mcap_record(0x01, text("ros2") + text("by hand"))]
+    channels: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        key = (entry.topic, entry.kind)
+        if key not in channels:
+            number = channels[key] = len(channels) + 1
+            definition, _ = STORE.generate_msgdef(entry.kind, ros_version=2)
+            schema = text(entry.kind) + text("ros2msg") + text(definition)
+            out.append(mcap_record(0x03, struct.pack("<H", number) + schema))
+            about = text(entry.topic) + text("cdr") + struct.pack("<I", 0)
+            out.append(mcap_record(0x04, struct.pack("<HH", number, number) + about))
+        head = struct.pack("<HIQQ", channels[key], 0, entry.log_ns, entry.log_ns)
+        out.append(mcap_record(0x05, head + serialised(entry)))
+    if whole:
+        out += [mcap_record(0x0F, bytes(4)), mcap_record(0x02, bytes(20)), magic]
+    path.write_bytes(b"".join([magic, *out]))
+    return path
+
+
+def mcap_record(kind: int, content: bytes) -> bytes:
+    return struct.pack("<BQ", kind, len(content)) + content
+
+
+def text(words: str) -> bytes:
+    return struct.pack("<I", len(words)) + words.encode()
+
+
+def serialised(entry: Entry) -> bytes:
+    data = entry.fields
+    if isinstance(data, bytes):
+        return data
+    return bytes(STORE.serialize_cdr(STORE.types[entry.kind](**data), entry.kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from rosbags.highlevel import AnyReader
 from tiny_data import TinyData
 
 from sparserefine_ros.bags import evaluate as evaluate_module
-from sparserefine_ros.bags.batch import evaluate_bags, summarise
+from sparserefine_ros.bags.batch import evaluate_bags
 from sparserefine_ros.bags.desk import Desk
+from sparserefine_ros.bags.report import no_results
 from sparserefine_ros.bags.results import BagOptions, FrameRow
+from sparserefine_ros.bags.staging import whole_folder
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.errors import BagError, ConfigurationError, DatasetError
+from sparserefine_ros.errors import BagError, DatasetError
 from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.frames import Contest, FrameEvaluator
@@ -209,6 +212,25 @@ def test_parts_of_a_bag_merge_into_the_whole(
     assert merged == scores_to_json(read_json(results / "scores.json"), times=False)
 
 
+def test_a_part_without_labels_merges_with_the_others(bundle: Bundle, tmp_path: Path) -> None:
+    """Labels of every second picture, as of key frames, all fall into one of two parts."""
+    data, entries = TinyData(4), []
+    for k in range(4):
+        entries.append(raw(data[k].image, "rgb8", k + 1))
+        if k % 2 == 0:
+            entries.append(raw(data[k].labels, "mono8", k + 1, topic="/truth"))
+    bag = record(tmp_path / "bag", entries)
+    whole = run(bag, tmp_path / "whole", bundle)
+    parts = []
+    for shard, labelled in ((1, 2), (2, 0)):
+        options = replace(LABELLED, subset=Subset(0, shard, 2))
+        metrics = run(bag, tmp_path / str(shard), bundle, options)
+        assert metrics["labelled_frames"] == labelled
+        assert (metrics["scores"] is None) == (labelled == 0)
+        parts.append(read_json(tmp_path / str(shard) / "scores.json"))
+    assert scores_to_json(Evaluation.merged(parts), times=False) == whole["scores"]
+
+
 def test_without_labels_there_are_no_scores(bundle: Bundle, tmp_path: Path) -> None:
     bag = tiny_bag(tmp_path / "bag", 3, labels=False)
     metrics = run(bag, tmp_path / "out", bundle, BagOptions(pictures=2))
@@ -275,9 +297,38 @@ def test_other_folders_are_not_replaced(bag: Path, bundle: Bundle, tmp_path: Pat
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(BagError, match="expected a new folder, or one with an earlier result"):
         run(bag, tmp_path, bundle)
+    # As other commands name their results too.
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(BagError, match=r"it also holds precious.txt; choose another"):
+        run(bag, tmp_path, bundle)
     assert (tmp_path / "precious.txt").is_file()
     with pytest.raises(BagError, match="cannot write /dev/null/out"):
         run(bag, Path("/dev/null/out"), bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.txt", "it also holds notes.txt"),
+        ("pictures/holiday.jpg", "it also holds pictures/holiday.jpg"),
+        ("maps/more.mcap", "maps is not its own, it also holds more.mcap"),
+        ("trained/weights.pt", "it also holds trained"),
+    ],
+)
+def test_results_with_something_else_among_them_are_not_replaced(
+    name: str, text: str, results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    assert no_results(folder) == ""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    with pytest.raises(BagError, match=text), whole_folder(folder, obstacle=no_results):
+        pass
+    assert (folder / name).read_text() == "x"
+    (folder / name).unlink()
+    (folder / "metrics.json").unlink()
+    assert no_results(folder) == "there is no metrics.json"
 
 
 def test_no_usable_picture(bundle: Bundle, tmp_path: Path) -> None:
@@ -294,38 +345,6 @@ def test_labels_of_other_classes(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"0.000000001: expected class ids 0 .. 2 or 255, got 7"):
         run(record(tmp_path / "bag", entries), tmp_path / "out", bundle)
     assert not (tmp_path / "out").exists()
-
-
-def test_several_bags_and_their_sum(bundle: Bundle, tmp_path: Path) -> None:
-    bags = [tiny_bag(tmp_path / "a", 2), tiny_bag(tmp_path / "b", 3, first=2)]
-    out = tmp_path / "out"
-    options = replace(LABELLED, maps=False, pictures=0)
-    folders = evaluate_bags(bags, out, bundle, HOW, options, jobs=2)
-    assert folders == [out / "a", out / "b"]
-    total = summarise(folders, out)
-    whole = evaluate(bundle, TinyData(5), HOW)
-    assert total.totals(total.final).mean_iou == whole.totals(whole.final).mean_iou
-    summary = json.loads((out / "summary.json").read_text())
-    assert [row["frames"] for row in summary["bags"]] == [2, 3]
-    assert summary["scores"]["frames"] == 5
-
-
-def test_impossible_requests(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="expected 1 job or more, got 0"):
-        evaluate_bags([bag], tmp_path, bundle, HOW, LABELLED, jobs=0)
-    with pytest.raises(ConfigurationError, match="got drive twice"):
-        evaluate_bags([bag, bag], tmp_path, bundle, HOW, LABELLED)
-    folder = BagOptions(label_folder=tmp_path)
-    with pytest.raises(ConfigurationError, match="expected one bag with a folder of labels"):
-        evaluate_bags([bag, tmp_path], tmp_path, bundle, HOW, folder)
-    with pytest.raises(ConfigurationError, match="got both"):
-        BagOptions(label_topic="/truth", label_folder=tmp_path)
-    with pytest.raises(ConfigurationError, match="expected 0 or more pictures, got -1"):
-        BagOptions(pictures=-1)
-    with pytest.raises(ConfigurationError, match="expected 0 or more streams, got -1"):
-        BagOptions(streams=-1)
-    with pytest.raises(BagError, match="expected the results of a bag in"):
-        summarise([tmp_path], tmp_path)
 
 
 def test_an_error_of_the_reader_reaches_the_caller(

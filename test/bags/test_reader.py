@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bags.recording import IMAGE, SENSOR_QOS, TEXT, Entry, raw, record, storage_file
+from bags.recording import (
+    IMAGE,
+    SENSOR_QOS,
+    TEXT,
+    Entry,
+    raw,
+    record,
+    storage_file,
+)
 from rosbags.rosbag2 import CompressionMode
 
 from sparserefine_ros.bags.frames import BagFrames
@@ -156,6 +165,15 @@ def test_reading_ends_at_a_damaged_chunk_of_an_indexed_file(tmp_path: Path) -> N
     found, damage = read(bag)
     np.testing.assert_array_equal(found, pictures(400, 600)[:2])
     assert "reading ended at damage" in damage[0]
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(BagError, match=rf"cannot read {tmp_path}: Permission denied; grant"):
+        Bag(tmp_path)
 
 
 def test_a_missing_part_of_a_split_recording(tmp_path: Path) -> None:

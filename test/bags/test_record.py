@@ -104,3 +104,35 @@ def test_labels_need_a_data_set_and_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "other" / "file").touch()
     with pytest.raises(BagError, match="expected a new folder"):
         record_dataset(TinyData(1), tmp_path / "other", RecordOptions())
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_only_a_written_bag_and_nothing_else_is_replaced(tmp_path: Path, storage: str) -> None:
+    folder = tmp_path / "bag"
+    options = RecordOptions(storage=storage)
+    record_dataset(TinyData(1), folder, options)
+    precious = folder / "precious.mcap"
+    precious.write_text("x")
+    with pytest.raises(BagError, match=r"got .*bag: it also holds precious.mcap; choose another"):
+        record_dataset(TinyData(1), folder, options)
+    precious.rename(tmp_path / "precious.mcap")
+    metadata = folder / "metadata.yaml"
+    text = metadata.read_text()
+    for changed, found in (
+        (
+            text.replace("ros_distro: rosbags", "ros_distro: jazzy"),
+            "its bag is a recording of jazz",
+        ),
+        (text.replace("ros_distro: rosbags", ""), "there is no metadata.yaml of a bag written by"),
+        ("name: a project", "there is no metadata.yaml of a bag written by rosbags"),
+        ("- [", "there is no metadata.yaml of a bag written by rosbags"),
+    ):
+        assert changed != text
+        metadata.write_text(changed)
+        with pytest.raises(BagError, match=found):
+            record_dataset(TinyData(1), folder, options)
+        assert metadata.read_text() == changed
+    metadata.write_text(text)
+    assert record_dataset(TinyData(2), folder, options) == 2
+    with pytest.raises(BagError, match=r"it is a file; choose another"):
+        record_dataset(TinyData(1), tmp_path / "precious.mcap", options)

@@ -11,8 +11,13 @@ import pytest
 from data.files import write_palette_png, write_png
 from numpy.typing import NDArray
 
-from sparserefine_ros.data.label_files import ColourLabels, IndexLabels, read_label_file
-from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.data.label_files import (
+    ColourLabels,
+    IndexLabels,
+    decode_labels,
+    read_label_file,
+)
+from sparserefine_ros.errors import DatasetError, ImageError
 
 FILE = Path("some") / "labels.png"
 
@@ -35,6 +40,7 @@ def test_grey_files_of_few_bits_give_their_numbers(tmp_path: Path, depth: int) -
     numbers = np.random.default_rng(0).integers(0, 2**depth, (5, 13)).astype(np.uint8)
     write_palette_png(tmp_path / "a.png", numbers, depth=depth, grey=True)
     assert np.array_equal(read_label_file(tmp_path / "a.png"), numbers)
+    assert np.array_equal(decode_labels((tmp_path / "a.png").read_bytes()), numbers)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,15 @@ def test_palette_files_that_are_cut_off(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(DatasetError, match=r"cannot decode .*a.png; restore"):
             read_label_file(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"\x89PNG\r\n\x1a\n", "decode"), (b"GIF", "decode")]
+)
+def test_bytes_that_are_no_picture(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match="expected an") as error:
+        decode_labels(data)
+    assert error.value.reason == reason
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
