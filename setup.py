@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 NAME = "sparserefine_ros"
 
@@ -46,6 +47,15 @@ def kernels() -> list[Extension]:
     ]
 
 
+class BuildKernels(build_ext):
+    """Builds one library after another: their object files bear the same name."""
+
+    def finalize_options(self) -> None:
+        """Leave no option to build several at once."""
+        super().finalize_options()
+        self.parallel = None
+
+
 # TensorRT for RTX builds engines without a GPU: its wheels serve the tests too.
 TENSORRT_RTX = ["tensorrt-rtx-cu13-bindings>=1.7", "tensorrt-rtx-cu13-libs>=1.7"]
 HAS_TENSORRT_RTX = (
@@ -58,6 +68,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: ["py.typed"], f"{NAME}.kernels": ["*.h"]},
     ext_modules=kernels(),
+    cmdclass={"build_ext": BuildKernels},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

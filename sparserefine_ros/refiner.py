@@ -7,6 +7,7 @@ Shape legend: H, W full resolution; h, w low resolution; N selected pixels; C cl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.dense.devices import device_kind, require_gpu
 from sparserefine_ros.ensemble import Fuser, make_ensembler
-from sparserefine_ros.errors import BackendError, BundleError
+from sparserefine_ros.errors import BackendError, BundleError, ModelOutputError
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.records import DenseOutput, Selection, Uncertainty
@@ -195,6 +196,9 @@ class RefineStage:
         """Return the summary of the fused logits [N]; None when nothing was selected.
 
         Only an oracle looks at the truth, uint8 [H, W].
+
+        Raises:
+            ModelOutputError: the refiner returned NaN or infinity.
         """
         if selection.count == 0:
             return None
@@ -208,11 +212,26 @@ class RefineStage:
             out = self._input_buffer(selection.count) if self._input_buffer else None
             features = self._sample_features(image, dense, blocks, out)
             refined_logits = self._extract(features, plan)
+            _check_finite(refined_logits)
         with clock("fusion"):
             if truth is None:
                 return self._fuse(dense_logits, refined_logits)
             labels = torch.from_numpy(truth).view(-1).index_select(0, selection.pixels)
             return self._fuse(dense_logits, refined_logits, labels)
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Refuse NaN or infinity in logits [N, C], of which there are some."""
+    count, classes = logits.shape
+    pitch = logits.stride(0)
+    if logits.stride(1) == 1 and pitch >= classes:
+        # One product over the memory, with what fills its rows up, takes a tenth of the time of
+        # `isfinite`; where it is not finite, it may have overflowed.
+        memory = logits.as_strided(((count - 1) * pitch + classes,), (1,))
+        if math.isfinite(memory.dot(memory)):
+            return
+    if not logits.isfinite().all():
+        raise ModelOutputError("the refiner returned NaN or infinity; check its weights")
 
 
 def open_refine_stage(

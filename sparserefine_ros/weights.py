@@ -62,4 +62,6 @@ def state_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
             )
         elif not torch.isfinite(found[key]).all():
             mistakes.append(f"{key} holds NaN or infinity")
+        elif key.endswith("running_var") and (found[key] < 0).any():
+            mistakes.append(f"{key} holds a variance below 0")
     return mistakes

@@ -181,6 +181,13 @@ def test_fuser_survives_extreme_logits(gate_kernels: Kernels | None) -> None:
     np.testing.assert_allclose(result.entropy, entropy_of(expected)[:, 0], rtol=1e-3, atol=1e-5)
 
 
+def test_fuser_keeps_what_is_no_number(gate_kernels: Kernels | None) -> None:
+    dense, refined = logits_pair(9)
+    refined[4, 1] = float("nan")
+    result = Fuser(GatedEnsembler(CLASSES), gate_kernels)(dense, refined)
+    assert result.entropy.isnan().nonzero().tolist() == [[4]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_nothing(kind: EnsemblerKind, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(4)

@@ -16,9 +16,9 @@ from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, seal_bundle, sealed
 from sparserefine_ros.bundle_spec import FileSpec, UNetRefinerSpec
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.configuration import write_yaml
-from sparserefine_ros.errors import BundleError
+from sparserefine_ros.errors import BundleError, ModelOutputError
 from sparserefine_ros.kernels.library import compiled_kernels
-from sparserefine_ros.records import DenseOutput
+from sparserefine_ros.records import DenseOutput, Uncertainty
 from sparserefine_ros.refiner import (
     FeatureSampler,
     Refiner,
@@ -27,7 +27,7 @@ from sparserefine_ros.refiner import (
     load_refiner,
 )
 from sparserefine_ros.selection import selection_from_mask
-from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -159,6 +159,34 @@ class TestStage:
         stage = RefineStage(load_refiner(bundle), bundle)
         assert stage(picture, DenseOutput(torch.zeros(3, 36, 52)), selection, StageClock()) is None
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e30])
+    def test_not_finite(
+        self,
+        value: float,
+        tiny_bundle: Path,
+        picture: NDArray[np.uint8],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        bundle = Bundle.open(tiny_bundle)
+        selection = selection_from_mask(torch.ones(36, 52, dtype=torch.bool), (75, 101))
+        stage = RefineStage(load_refiner(bundle), bundle)
+        plain = stage._extract
+
+        def extract(features: Tensor, plan: SparsePlan) -> Tensor:
+            logits = plain(features, plan)
+            logits[7, 1] = value
+            return logits
+
+        def run() -> Uncertainty | None:
+            return stage(picture, DenseOutput(torch.zeros(3, 36, 52)), selection, StageClock())
+
+        monkeypatch.setattr(stage, "_extract", torch.inference_mode()(extract))
+        if value == 1e30:  # its square is not finite, but it is
+            assert run() is not None
+            return
+        with pytest.raises(ModelOutputError, match="the refiner returned NaN or infinity"):
+            run()
+
     def test_the_weights_are_copied(self, tiny_bundle: Path, picture: NDArray[np.uint8]) -> None:
         bundle = Bundle.open(tiny_bundle)
         refiner = load_refiner(bundle)
@@ -233,6 +261,13 @@ class TestLoading:
         weights = load_file(folder / WEIGHTS)
         weights["extractor.stem.kernel"][0, 0, 0] = value
         with pytest.raises(BundleError, match=r"extractor\.stem\.kernel holds NaN or infinity"):
+            load_refiner(with_weights(folder, weights))
+
+    def test_a_variance_below_zero(self, folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        name = next(key for key in weights if key.endswith("running_var"))
+        weights[name][0] = -0.5
+        with pytest.raises(BundleError, match=f"{name} holds a variance below 0"):
             load_refiner(with_weights(folder, weights))
 
     def test_no_pickle_is_ever_loaded(self, folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import BundleError
 
 # How protobuf writes the entry {key: "location", value: FILE} of a tensor's external_data.
-_EXTERNAL_DATA: Final = re.compile(rb"\x0a\x08location\x12.([^\x00-\x1f]+)", re.DOTALL)
+# The length of FILE takes a byte for seven of its bits, all but the last with the highest bit set.
+_EXTERNAL_DATA: Final = re.compile(rb"\x0a\x08location\x12[\x80-\xff]*[\x00-\x7f]([^\x00-\x1f]+)")
 
 
 def dense_model_file(bundle: Bundle) -> Path:

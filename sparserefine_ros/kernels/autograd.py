@@ -8,6 +8,7 @@ Everything is float32. A missing link is row N.
 from __future__ import annotations
 
 import ctypes
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from sparserefine_ros.kernels.convolution import Convolver, Weights, pad_channels, padded, zeros
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.plan import Gather
+
+# Rows that a thread takes at a time, `CHUNK` in `gradient.h`.
+_CHUNK: Final = 512
 
 
 class _WeightGradient(ctypes.Structure):
@@ -74,7 +78,8 @@ def weight_gradient(
     count, taps = gather.table.shape
     channels, outputs = features.shape[1], gradients.shape[1]
     gradients = gradients.contiguous() if padded(outputs) == outputs else pad_channels(gradients)
-    threads = torch.get_num_threads()
+    # A thread without a chunk would only want memory.
+    threads = max(1, min(torch.get_num_threads(), -(-count // _CHUNK)))
     partial = torch.zeros(threads, taps, channels, padded(outputs))
     call = _WeightGradient(
         features.data_ptr(), zeros(channels).data_ptr(), gather.table.data_ptr(),

@@ -48,7 +48,8 @@ static inline Lanes softmax(const Lanes *x, int64_t classes, Lanes *probabilitie
     probabilities[k] *= top;
     negative += probabilities[k] * maximum(x[k] - best - shift, floor);
   }
-  *entropy = maximum(-negative, Lanes{});
+  // A difference, for the negative of 0 would be -0.
+  *entropy = maximum(Lanes{} - negative, Lanes{});
   return top;
 }
 

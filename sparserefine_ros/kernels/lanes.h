@@ -38,7 +38,8 @@ static inline void store(float *to, Lanes value) { std::memcpy(to, &value, sizeo
 
 static inline Lanes broadcast(float value) { return Lanes{} + value; }
 
-static inline Lanes maximum(Lanes a, Lanes b) { return a > b ? a : b; }
+// NaN where `a` is NaN; NaN in `b` is passed over.
+static inline Lanes maximum(Lanes a, Lanes b) { return b > a ? b : a; }
 
 // sum + weight * input, lane by lane. PAIRS: all words are two bfloat16, the lower channel in the
 // lower half, and both products are added.

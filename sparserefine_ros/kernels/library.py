@@ -50,13 +50,20 @@ class Kernels:
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.
 
     Raises:
-        BackendError: the library belongs to another version of this package.
+        BackendError: the library cannot be loaded, or belongs to another version of this package.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         self.has_bfloat16 = path.name.startswith(_BFLOAT16)
-        self.call = ctypes.CDLL(str(path))
+        try:
+            self.call = ctypes.CDLL(str(path))
+        except OSError as err:
+            raise BackendError(
+                f"expected {path} to be a library that loads here, it does not ({err}); install "
+                "what it lacks (libgomp: apt install libgomp1), install the package again (pip "
+                f"install, or colcon build), or set {VARIABLE}={PYTORCH}"
+            ) from err
         interface = getattr(self.call, "sr_interface", None)
         if interface is None or interface() != _INTERFACE:
             raise BackendError(
@@ -79,6 +86,9 @@ def compiled_kernels() -> Kernels | None:
     """The fastest kernels this processor runs, or None.
 
     The environment variable SPARSEREFINE_KERNELS=pytorch asks for None.
+
+    Raises:
+        BackendError: see `Kernels`.
     """
     if os.environ.get(VARIABLE, "").lower() == PYTORCH:
         return None

@@ -6,12 +6,15 @@ Shape legend: N rows; C channels, a multiple of 16. Everything is float32 and co
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from sparserefine_ros.kernels.library import Kernels, address, integer
+
+# Rows whose mean is taken for about that of all.
+_PIVOT_ROWS: Final = 256
 
 
 class NormReLU(torch.autograd.Function):
@@ -26,8 +29,8 @@ class NormReLU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise x [N, C] with weight and bias [C]."""
         count, channels = x.shape
-        # Sums of differences from any row of the data lose no digits to a large mean.
-        pivot, parts = x[0].clone(), torch.get_num_threads()
+        # Sums of differences from about the mean lose no digits to it; one row may lie far off.
+        pivot, parts = x[:: -(-count // _PIVOT_ROWS)].mean(0), torch.get_num_threads()
         sums = torch.zeros(parts, 2, channels, dtype=torch.float64)
         kernels.call.sr_norm_moments(
             address(x), address(pivot), *map(integer, (count, channels)),

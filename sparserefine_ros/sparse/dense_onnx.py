@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Grids = tuple[tuple[int, int, int], ...]
+
+# PyTorch's exporter keeps its state for the whole process, and so do the filters of warnings.
+_EXPORTING: Final = threading.Lock()
 
 
 class DenseOnnxUNet:
@@ -51,18 +55,19 @@ class DenseOnnxUNet:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # Sizes become constants of the graph, which is wanted here.
-            warnings.simplefilter("ignore")
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "grid.onnx"
-            torch.onnx.export(
-                self._grid,
-                tuple(inputs.values()),
-                str(path),
-                dynamo=False,
-                opset_version=17,
-                input_names=list(inputs),
-            )
+            with _EXPORTING, warnings.catch_warnings():
+                # Sizes become constants of the graph, which is wanted here.
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    self._grid,
+                    tuple(inputs.values()),
+                    str(path),
+                    dynamo=False,
+                    opset_version=17,
+                    input_names=list(inputs),
+                )
             return onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )

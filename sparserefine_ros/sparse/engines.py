@@ -157,4 +157,11 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
     Raises:
         BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
-    return _ENGINES[choose_engine(name, unet.head.weight.device.type)](unet, threads)
+    device = unet.head.weight.device
+    chosen = choose_engine(name, device.type)
+    if needs_cpu(chosen) and device.type != "cpu":
+        raise BackendError(
+            f"expected weights on the CPU for the sparse engine {chosen}, got them on {device}; "
+            "choose device cpu, or the sparse engine auto"
+        )
+    return _ENGINES[chosen](unet, threads)

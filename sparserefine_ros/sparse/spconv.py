@@ -10,7 +10,8 @@ Shape legend: N sites of the finest level; C classes.
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from sparserefine_ros.errors import BackendError
 from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseConv, SparseUNet, UNetLevel
+
+# One changes the number of threads at a time, so that none takes another's for the usual one.
+_RUNNING: Final = threading.Lock()
 
 
 def _library() -> Any:
@@ -37,6 +41,7 @@ class SpConvUNet:
     Args:
         unet: trained weights.
         threads: of the whole process while it runs; more than one is wrong, see the module.
+            Afterwards it has as many as when this was made.
 
     Raises:
         BackendError: SpConv is not installed, or not for the device of the weights.
@@ -46,6 +51,7 @@ class SpConvUNet:
         library = _library()
         _check_device(unet.stem.kernel.device)
         self._library, self._threads = library, threads
+        self._usual_threads = torch.get_num_threads()
         self._stem = _convolution(library.SubMConv2d, unet.stem, key="same 0")
         self._levels = _Level(library, unet.levels, 0)
         self._exit = _Activation(unet.norm)
@@ -65,14 +71,14 @@ class SpConvUNet:
         batch, height, width = level.grid
         picture, place = level.sites // (height * width), level.sites % (height * width)
         indices = torch.stack([picture, place // width, place % width], 1).int()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            x = self._library.SparseConvTensor(features, indices, (height, width), batch)
-            x = self._levels(self._stem(x), plan)
-            return self._head(self._exit(x).features)  # type: ignore[no-any-return]
-        finally:
-            torch.set_num_threads(threads)
+        with _RUNNING:
+            torch.set_num_threads(self._threads)
+            try:
+                x = self._library.SparseConvTensor(features, indices, (height, width), batch)
+                x = self._levels(self._stem(x), plan)
+                return self._head(self._exit(x).features)  # type: ignore[no-any-return]
+            finally:
+                torch.set_num_threads(self._usual_threads)
 
 
 def _check_device(device: torch.device) -> None:

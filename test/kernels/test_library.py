@@ -52,6 +52,17 @@ def test_a_library_of_another_version_is_refused(
         compiled_kernels()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"no library" * 100], ids=len)
+def test_a_library_that_does_not_load(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "_portable.so"
+    path.write_bytes(content)
+    monkeypatch.setattr(library, "_find", lambda _: path)
+    with pytest.raises(BackendError, match=r"install the package again.*, or set SPARSEREFINE_KER"):
+        compiled_kernels()
+
+
 @pytest.mark.parametrize("variant", ["_x86_64_v4", "_x86_64_v3", "_portable"])
 def test_other_instruction_sets_compute_the_same(variant: str, kernels: Kernels) -> None:
     """The kernels' own tests once more, in a process that may use this library only."""

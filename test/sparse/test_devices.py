@@ -10,7 +10,8 @@ import pytest
 import torch
 from oracle import example_masks, grid_of, sites_of
 
-from sparserefine_ros.sparse.engines import open_engine
+from sparserefine_ros.errors import BackendError
+from sparserefine_ros.sparse.engines import ENGINES, needs_cpu, open_engine
 from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import SparsePlan, build_plan
 from sparserefine_ros.sparse.unet import SparseUNet
@@ -55,3 +56,9 @@ def test_engines(name: str, plan: SparsePlan, unet: SparseUNet) -> None:
     engine = open_engine(name, unet.eval(), threads=1)
     features = torch.zeros(plan.levels[0].count, INPUTS, device=ELSEWHERE)
     assert engine(features, plan.to(ELSEWHERE)).device == ELSEWHERE
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if needs_cpu(name)])
+def test_engines_of_the_cpu(name: str, unet: SparseUNet) -> None:
+    with pytest.raises(BackendError, match=f"on the CPU for the sparse engine {name}, got them on"):
+        open_engine(name, unet, threads=1)

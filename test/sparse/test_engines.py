@@ -7,6 +7,8 @@ import builtins
 import importlib
 import importlib.util
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -95,6 +97,24 @@ def test_data_bounds(named: str, request: pytest.FixtureRequest) -> None:
     assert_close(logits, unet(features, plan).detach(), named)
 
 
+def test_two_of_onnx_runtime_may_begin_at_once() -> None:
+    masks = [MASKS["odd"], MASKS["full"]]
+    unet, meeting = make_unet(), threading.Barrier(2, timeout=10.0)
+
+    def run(active: Tensor) -> Tensor:
+        engine = open_engine("dense-onnxruntime", unet, threads=1)
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        meeting.wait()
+        return engine(torch.ones(int(active.sum()), 5), plan)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, masks))
+    for active, logits in zip(masks, found, strict=True):
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        expected = unet(torch.ones(int(active.sum()), 5), plan).detach()
+        assert_close(logits, expected, "dense-onnxruntime")
+
+
 class TestSpConv:
     def test_refuses_data_bounds(self) -> None:
         pytest.importorskip("spconv", reason=NO_SPCONV)
@@ -111,6 +131,20 @@ class TestSpConv:
         torch.set_num_threads(3)
         try:
             open_engine("spconv", unet, threads=2)(torch.randn(int(active.sum()), 5), plan)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+
+    def test_gives_back_what_there_was_before_another_took_threads(self) -> None:
+        pytest.importorskip("spconv", reason=NO_SPCONV)
+        active, unet = MASKS["odd"], make_unet()
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            engine = open_engine("spconv", unet, threads=1)
+            torch.set_num_threads(1)  # as one does that runs at this moment
+            engine(torch.randn(int(active.sum()), 5), plan)
             assert torch.get_num_threads() == 3
         finally:
             torch.set_num_threads(before)

@@ -153,6 +153,16 @@ def test_leaves_its_input_alone_and_wants_no_gradient(make: Make) -> None:
     assert not logits.requires_grad
 
 
+def test_what_is_no_number_reaches_the_logits(make: Make) -> None:
+    mask, unet = MASKS["odd"], make_unet()
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    features[0, 0] = float("nan")
+    reached = unet(features, plan).isnan()
+    assert reached.any()
+    assert make(unet)(features, plan)[reached].isnan().all()
+
+
 def test_many_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     mask, unet = MASKS["odd"], make_unet()
     plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)

@@ -78,6 +78,15 @@ def test_one_site_uses_the_running_statistics(training: bool) -> None:
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
+def test_what_is_no_number_stays_so() -> None:
+    norm, _ = make(16)
+    x = rows(40, 16)
+    x[3, 5] = float("nan")
+    found = norm(x).isnan()
+    assert found[:, 5].all()
+    assert found.sum() == 40
+
+
 def test_equal_rows_give_the_bias() -> None:
     norm, _ = make(16)
     y = norm(torch.full((40, 16), 2.0))
