@@ -32,6 +32,9 @@ from sparserefine_ros.selectors import open_selector
 
 LABELS_ONLY = frozenset({Map.LABELS})
 
+# More would be a mistake, and the system has no room for their stacks.
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class PipelineOptions:
@@ -77,8 +80,10 @@ class Pipeline:
         options: PipelineOptions = PipelineOptions(),
         report: Report = silent,
     ) -> None:
-        if options.threads < 0:
-            raise ConfigurationError(f"expected threads of 0 or more, got {options.threads}")
+        if not 0 <= options.threads <= _MOST_THREADS:
+            raise ConfigurationError(
+                f"expected threads of 0 .. {_MOST_THREADS}, got {options.threads}"
+            )
         if options.engine.max_batch < 1:
             raise ConfigurationError(
                 f"expected max_batch of 1 or more, got {options.engine.max_batch}"

@@ -38,6 +38,11 @@ def test_a_hand_written_bundle_is_sealed_then_verified(
     printed = capsys.readouterr().out
     assert digest in printed
     assert "dense: onnxruntime CPU" in printed
+    text = (tmp_path / "bundle.yaml").read_text()
+    (tmp_path / "bundle.yaml").write_text(text.replace("stride: 2", "stride: 4"))
+    assert main(["bundle", "seal", str(tmp_path)]) == 0
+    assert main(["bundle", "verify", str(tmp_path)]) == 1
+    assert "correct output.stride in bundle.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -368,8 +368,9 @@ class TestSettings:
 
     def test_impossible_options(self, folder: Path) -> None:
         bundle = Bundle.open(folder)
-        with pytest.raises(ConfigurationError, match="threads of 0 or more, got -2"):
-            Pipeline(bundle, PipelineOptions(threads=-2))
+        for threads in (-2, 1025):
+            with pytest.raises(ConfigurationError, match=f"threads of 0 .. 1024, got {threads}"):
+                Pipeline(bundle, PipelineOptions(threads=threads))
         with pytest.raises(BackendError, match="got 'caffe'"):
             Pipeline(bundle, PipelineOptions(backend="caffe"))
         with pytest.raises(BackendError, match="got 'abacus'"):

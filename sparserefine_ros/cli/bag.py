@@ -184,8 +184,11 @@ def _add_replay(actions: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
+    from sparserefine_ros.files import prepare_file, write_text_whole
     from sparserefine_ros.ros.replay import ReplayOptions, replay_bag
 
+    if options.json:
+        prepare_file(options.json)
     report = replay_bag(
         options.bag,
         options.bundle,
@@ -201,8 +204,6 @@ def _replay(options: argparse.Namespace) -> None:
     text = report.to_json()
     print(text, end="")
     if options.json:
-        from sparserefine_ros.files import write_text_whole
-
         write_text_whole(options.json, text)
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from sparserefine_ros.cli.options import Commands, open_bundle
 
+# Shape of the picture that a bundle is tried with.
+_PICTURE = (256, 512, 3)
+
 
 def add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
     """Look after bundles."""
     parser = commands.add_parser("bundle", help="look after model bundles")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    verify = actions.add_parser("verify", help="check fields, files and digests, load the models")
+    verify = actions.add_parser("verify", help="check fields, files and digests, run the models")
     seal = actions.add_parser("seal", help="write the digests of hand-placed files")
     for action, command in ((verify, _verify), (seal, _seal)):
         action.add_argument("bundle", help="bundle folder")
@@ -31,10 +34,16 @@ def add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from sparserefine_ros.pipeline import Pipeline
 
     bundle = open_bundle(options)
     pipeline = Pipeline(bundle)
+    # What a model returns is known only when it has run.
+    picture = np.random.default_rng(0).integers(0, 256, _PICTURE, np.uint8)
+    truth = np.zeros(_PICTURE[:2], np.uint8) if bundle.spec.uses_truth() else None
+    pipeline(picture, truth=truth)
     print(f"{bundle.name}: {len(bundle.class_names)} classes, digest {bundle.digest}")
     for stage, description in pipeline.backends.items():
         print(f"  {stage}: {description}")

@@ -26,6 +26,7 @@ from sparserefine_ros.records import Prediction
 from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.stopping import init_for_command
 
 _TIMEOUT_S: Final = 60.0
 
@@ -49,7 +50,7 @@ def bench_node(
     pipeline = Pipeline(bundle, options)
     isolate()
     configure_middleware()
-    rclpy.init()
+    init_for_command()
     try:
         with start_node(
             "sparserefine_ros.ros.segment",

@@ -26,6 +26,7 @@ from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.ros.bench import node_parameters
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.stopping import init_for_command
 
 _DIAGNOSTICS_PERIOD_S: Final = 0.1
 _SETTLE_S: Final = 5.0
@@ -132,7 +133,7 @@ def bench_cameras(
     sent = max(1, round(rate_hz * seconds))
     isolate()
     configure_middleware()
-    rclpy.init()
+    init_for_command()
     settings = node_parameters(bundle, options) | {
         "image_topics": f"[{topics}]",
         "diagnostics_period_s": _DIAGNOSTICS_PERIOD_S,

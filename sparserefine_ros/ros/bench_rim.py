@@ -29,6 +29,7 @@ from sparserefine_ros.ros.convert import compressed_to_rgb, image_to_rgb
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
 from sparserefine_ros.ros.publishers import OUTPUTS, newest_only
+from sparserefine_ros.ros.stopping import init_for_command
 
 # What a frame costs in all, by the outputs that have a subscriber; the input is raw.
 SETS: Final = {
@@ -86,7 +87,7 @@ def bench_rim(size: tuple[int, int], *, messages: int) -> RimFigures:
     """
     isolate()
     configure_middleware()
-    rclpy.init()
+    init_for_command()
     try:
         taken = {topic: _time_input(topic, size, messages) for topic in _INPUTS}
         published = _time_outputs(size, messages)

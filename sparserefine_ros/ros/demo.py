@@ -25,6 +25,7 @@ from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.convert import image_to_rgb
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.stopping import init_for_command
 from sparserefine_ros.sources import open_source
 
 CAMERA_TOPIC: Final = "/camera/image"
@@ -62,7 +63,7 @@ def run_demo(*, source: str, bundle: str, out: Path, frames: int, rate_hz: float
     count = frames or (ENDLESS_FRAMES if length is None else length)
     isolate()
     print(configure_middleware())
-    rclpy.init()
+    init_for_command()
     try:
         writer = ResultWriter(out, opened, video_fps=rate_hz, expected=count)
         viewer = Viewer(writer)

@@ -77,6 +77,11 @@ class SegmentNode(LifecycleNode):
         self._phase = "unconfigured"
         self._failure = ""
         self._start_mistakes = node_parameters.declare(self)
+        if unknown := node_parameters.undeclared(self):
+            self.get_logger().warning(
+                f"no parameters of this node, ignored: {', '.join(unknown)}; `ros2 param list` "
+                "names those it has"
+            )
         self._settings = node_parameters.read(self)
         self._worker = LatestWorker(self._process, on_rejected=self._log_rejection)
         # Books are kept over the whole life of the node, also of cameras it no longer serves.

@@ -220,6 +220,17 @@ def declare(node: Node) -> dict[str, str]:
     return mistakes
 
 
+def undeclared(node: Node) -> list[str]:
+    """Names of start values that no parameter of the node has."""
+    # Values for all nodes come from files, too: a warning is due and no error.
+    given = getattr(node, "_parameter_overrides", {})
+    return sorted(
+        name
+        for name in given
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    )
+
+
 def read(node: Node) -> NodeParameters:
     """The declared parameters of `node` as they are now."""
     values = {spec.name: from_ros(node.get_parameter(spec.name).value) for spec in PARAMETERS}

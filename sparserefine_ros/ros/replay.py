@@ -24,6 +24,7 @@ from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.parameters import PARAMETERS
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
 from sparserefine_ros.ros.replay_report import ReplayListener, ReplayReport
+from sparserefine_ros.ros.stopping import init_for_command
 
 _START_TIMEOUT_S: Final = 60.0
 # Diagnostics come once a second.
@@ -97,7 +98,7 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
         transport = "raw" if bag.types[topic] == IMAGE else "compressed"
     isolate()
     configure_middleware()
-    rclpy.init()
+    init_for_command()
     try:
         sim_time = Parameter("use_sim_time", value=options.clock)
         listener = ReplayListener(parameter_overrides=[sim_time])
@@ -133,10 +134,15 @@ def _play(
             segment.check_running()
         return ready()
 
-    started = spin_until(lambda: listener.state == "active", _START_TIMEOUT_S)
+    def decided() -> bool:
+        return listener.state == "active" or bool(listener.failure)
+
+    started = spin_until(decided, _START_TIMEOUT_S)
     # An engine may be built for minutes.
     while not started and listener.state.startswith("configuring"):
-        started = spin_until(lambda: listener.state == "active", _START_TIMEOUT_S)
+        started = spin_until(decided, _START_TIMEOUT_S)
+    if listener.failure:
+        raise SparseRefineError(f"the node cannot run: {listener.failure}")
     if not started:
         raise SparseRefineError(
             f"the node was not active within {_START_TIMEOUT_S:.0f} s:\n{segment.log()}"

@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import atexit
 import signal
+import sys
 import threading
 import time
 from typing import Final
 
 import rclpy
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.signals import SignalHandlerOptions
 
 _SAME_REQUEST_S: Final = 2.0
+
+
+def init_for_command() -> None:
+    """Call rclpy.init() for a command that reads its own arguments, and that Ctrl-C ends as any."""
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
 
 
 def init_until_signal(args: list[str] | None) -> threading.Event:
@@ -27,6 +34,9 @@ def init_until_signal(args: list[str] | None) -> threading.Event:
 
     Returns:
         an event that the first signal sets.
+
+    Raises:
+        SystemExit: an argument of ROS is wrong, or names a file that is not there.
     """
     stop = threading.Event()
     requested_s: list[float] = []
@@ -39,7 +49,10 @@ def init_until_signal(args: list[str] | None) -> threading.Event:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except _rclpy.RCLError as err:
+        sys.exit(f"expected arguments of ROS, cannot use these: {err}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
     # At its end the interpreter restores the default, and a late Ctrl-C would look like a crash.

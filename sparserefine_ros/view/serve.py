@@ -23,6 +23,7 @@ from sparserefine_ros.view.library import rerun_module
 DEFAULT_PORT: Final = 9090
 
 _HOST: Final = "127.0.0.1"  # no other machine reaches it
+_MAGIC: Final = b"RRF"  # how recordings begin, whatever their version
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 5.0
 
@@ -121,6 +122,12 @@ def serve(recording: Path, *, port: int = DEFAULT_PORT) -> Iterator[Viewer]:
             f"expected a recording, there is no file {recording}; "
             "make one with sparserefine view SOURCE"
         )
+    with recording.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ConfigurationError(
+                f"expected a recording of the viewer, {recording} is none; "
+                "make one with sparserefine view SOURCE"
+            )
     rerun_module("rerun_cli")
     port, data_port = free_port(port), free_port(0)
     command = [sys.executable, "-m", "rerun_cli", "--serve-web", "--bind", _HOST]

@@ -28,6 +28,7 @@ from sparserefine_ros.ros.parameters import (
     parameters_markdown,
     parameters_yaml,
     read,
+    undeclared,
 )
 
 PARAMETER_FILE = Path(__file__).parents[2] / "config" / "segment.yaml"
@@ -74,6 +75,15 @@ def test_parameter_file_starts_a_node_with_the_defaults(context: Context) -> Non
     node = Node("any_name", namespace="/robot", context=context, cli_args=arguments)
     assert declare(node) == {}
     assert read(node) == NodeParameters()
+
+
+def test_start_values_of_no_parameter_are_named(context: Context) -> None:
+    names = ("nope", "threads", "use_sim_time", "qos_overrides./image.subscription.depth")
+    overrides = [Parameter(name, value=name == "use_sim_time") for name in names[::2]]
+    overrides += [Parameter(name, value=1) for name in names[1::2]]
+    node = Node("any_name", context=context, parameter_overrides=overrides)
+    declare(node)
+    assert undeclared(node) == ["nope"]
 
 
 def test_defaults_are_free_of_mistakes() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ros.harness import Peer, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
-from sparserefine_ros.errors import BagError, ConfigurationError
+from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
 from sparserefine_ros.ros.player import PlayerNode
 from sparserefine_ros.ros.replay import ReplayOptions, replay_bag
 from sparserefine_ros.ros.replay_report import ReplayListener
@@ -64,6 +65,14 @@ def test_parameters_of_the_node(tiny_bundle: Path, tmp_path: Path) -> None:
     assert report.deadline["budget_ms"] == 5000.0
     assert report.deadline["late_share"] == 0.0
     assert 0.0 < report.node_ms["median"] <= report.node_ms["p99"] < 5000.0
+
+
+def test_a_node_that_cannot_run_is_told_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    bag = record(tmp_path / "bag", [raw(smooth_picture(30, 44), "rgb8", 10**8)])
+    start_s = time.monotonic()
+    with pytest.raises(SparseRefineError, match="latency_budget_ms: expected float"):
+        replay_bag(bag, str(tiny_bundle), ReplayOptions(parameters=("latency_budget_ms:=abc",)))
+    assert time.monotonic() - start_s < 40.0
 
 
 @pytest.mark.parametrize("text", ["latency_budget_ms", "latency_budget=3", "speed:=3", "bundle:=x"])

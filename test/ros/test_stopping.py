@@ -93,3 +93,15 @@ print("done")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_wrong_arguments_of_ros_are_one_line() -> None:
+    words = ["--ros-args", "--params-file", "/nowhere/own.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparserefine_ros.ros.camera", *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "expected arguments of ROS, cannot use these" in done.stderr
+    assert "/nowhere/own.yaml" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -84,7 +84,7 @@ def test_a_viewer_that_does_not_start_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording, package = tmp_path / "view.rrd", tmp_path / "rerun_cli"
-    recording.write_bytes(b"")
+    recording.write_bytes(b"RRF2")
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("print('no graphics'); raise SystemExit(3)")
@@ -103,6 +103,9 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         return capsys.readouterr().err
 
     assert "there is no file" in said(tmp_path / "none.rrd", "--port", 0)
+    (tmp_path / "film.rrd").write_bytes(b"RIFF, a film")
+    assert "film.rrd is none" in said(tmp_path / "film.rrd", "--port", 0)
+    (tmp_path / "film.rrd").unlink()
     assert "expected --out to end in .rrd" in said("street", "--out", tmp_path / "a.bin")
     assert "expected a free port" in said("street", "--serve", "--port", 70000)
     with socket.create_server(("127.0.0.1", 0)) as taken:
