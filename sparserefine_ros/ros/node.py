@@ -117,6 +117,15 @@ class SegmentNode(LifecycleNode):
             return
         self._unload()
 
+    def destroy_node(self) -> None:
+        """Destroy the node with its lifecycle services.
+
+        rclpy leaves those to the garbage collector: they go on to answer, and may be destroyed when
+        the middleware has ended, which then waits forever.
+        """
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open bundle and pipeline, create the publishers; stays unconfigured if that fails."""
         self._failure = ""

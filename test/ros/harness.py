@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -213,14 +214,20 @@ class Stage:
 
     def clear(self) -> None:
         """Stop everything."""
-        for context, executor, thread, node in reversed(self._running):
+        if not self._running:
+            return
+        for _, executor, thread, node in reversed(self._running):
             executor.shutdown(timeout_sec=5.0)
             thread.join(5.0)
             if hasattr(node, "close"):
                 node.close()
             node.destroy_node()
-            context.try_shutdown()
+        del node, executor
+        contexts = [context for context, *_ in self._running]
         self._running.clear()
+        gc.collect()  # what is left of nodes goes before the middleware does
+        for context in contexts:
+            context.try_shutdown()
 
 
 def make_node(stage: Stage, load: Callable[..., Model] = load_model, **parameters: Any) -> Any:

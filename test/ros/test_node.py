@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import os
 import signal
 import subprocess
@@ -16,10 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rclpy
 from conftest import make_tiny_bundle, with_sections
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros.harness import (
@@ -435,3 +438,24 @@ def test_the_program_ends_cleanly_on_a_signal(
     assert process.returncode == 0, output
     assert "Traceback" not in output
     assert "segmenting /robot/image" in output
+
+
+def test_a_destroyed_node_has_no_services(stage: Stage, peer: Peer) -> None:
+    """At once: the garbage collector may come too late."""
+    context = Context()
+    rclpy.init(context=context)
+    node = SegmentNode(context=context, parameter_overrides=[Parameter("autostart", value=False)])
+
+    def services() -> set[str]:
+        found = {name for name, _ in peer.get_service_names_and_types()}
+        return {name for name in found if name.startswith("/segment/")}
+
+    wait_until(lambda: "/segment/change_state" in services(), "the services")
+    gc.disable()
+    try:
+        node.close()
+        node.destroy_node()
+        wait_until(lambda: services() <= {"/segment/get_type_description"}, "their end")
+    finally:
+        gc.enable()
+        context.try_shutdown()
