@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image
 from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
 from sparserefine_ros.ros.player import PlayerNode
 from sparserefine_ros.ros.replay import ReplayOptions, replay_bag
-from sparserefine_ros.ros.replay_report import ReplayListener
+from sparserefine_ros.ros.replay_report import ACTIVE, ReplayListener
 
 COUNT = 4
 
@@ -196,3 +196,8 @@ def test_the_listener_tells_why_a_node_cannot_be_configured(peer: Peer) -> None:
     finally:
         executor.shutdown()
         listener.destroy_node()
+
+
+def test_the_launch_file_waits_for_what_the_listener_logs() -> None:
+    launch_file = Path(__file__).parents[2] / "launch" / "replay.launch.py"
+    assert f'ACTIVE = b"{ACTIVE}"' in launch_file.read_text(encoding="utf-8")

@@ -123,27 +123,17 @@ class TestSpConv:
         with pytest.raises(BackendError, match="expected a plan with image bounds for SpConv"):
             open_engine("spconv", unet, threads=1)(torch.randn(int(active.sum()), 5), plan)
 
-    def test_gives_the_threads_back(self) -> None:
+    @pytest.mark.parametrize("meanwhile", [3, 1])
+    def test_gives_the_threads_back(self, meanwhile: int) -> None:
+        """As many as when it was made, also where another takes threads as it begins to run."""
         pytest.importorskip("spconv", reason=NO_SPCONV)
         active, unet = MASKS["odd"], make_unet()
         plan = build_plan(sites_of(active), grid_of(active), unet.depth)
         before = torch.get_num_threads()
         torch.set_num_threads(3)
         try:
-            open_engine("spconv", unet, threads=2)(torch.randn(int(active.sum()), 5), plan)
-            assert torch.get_num_threads() == 3
-        finally:
-            torch.set_num_threads(before)
-
-    def test_gives_back_what_there_was_before_another_took_threads(self) -> None:
-        pytest.importorskip("spconv", reason=NO_SPCONV)
-        active, unet = MASKS["odd"], make_unet()
-        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
-        before = torch.get_num_threads()
-        torch.set_num_threads(3)
-        try:
-            engine = open_engine("spconv", unet, threads=1)
-            torch.set_num_threads(1)  # as one does that runs at this moment
+            engine = open_engine("spconv", unet, threads=2)
+            torch.set_num_threads(meanwhile)
             engine(torch.randn(int(active.sum()), 5), plan)
             assert torch.get_num_threads() == 3
         finally:
