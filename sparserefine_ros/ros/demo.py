@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -98,7 +98,7 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
         remaps=remaps,
     ) as segment:
         try:
-            _spin_until(executor, segment, lambda: viewer.state == "active", _START_TIMEOUT_S)
+            _wait_until_active(executor, segment, viewer)
             print(f"node active after start; playing {source}: {count} frames at {rate_hz:g} Hz")
             with start_node(
                 "sparserefine_ros.ros.camera", parameters=camera_settings, remaps=remaps
@@ -115,15 +115,15 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
     executor.shutdown()
 
 
-def _spin_until(
-    executor: SingleThreadedExecutor, node: NodeProcess, ready: Any, timeout_s: float
-) -> None:
-    end = time.monotonic() + timeout_s
-    while not ready():
+def _wait_until_active(executor: SingleThreadedExecutor, node: NodeProcess, viewer: Viewer) -> None:
+    end = time.monotonic() + _START_TIMEOUT_S
+    while viewer.state != "active":
         executor.spin_once(timeout_sec=0.1)
         node.check_running()
+        if viewer.failure:
+            raise SparseRefineError(f"{node.name} cannot start: {viewer.failure}")
         if time.monotonic() > end:
-            raise SparseRefineError(f"{node.name} was not active within {timeout_s:.0f} s")
+            raise SparseRefineError(f"{node.name} was not active within {_START_TIMEOUT_S:.0f} s")
 
 
 def _spin_for(executor: SingleThreadedExecutor, seconds: float) -> None:
@@ -137,11 +137,13 @@ class Viewer(Node):
 
     Attributes:
         state: lifecycle state of the segmentation node as its diagnostics tell it.
+        failure: why it cannot be configured; empty while nothing is known.
     """
 
     def __init__(self, writer: ResultWriter) -> None:
         super().__init__("viewer")
         self.state = "unknown"
+        self.failure = ""
         self._writer = writer
         # Pictures whose maps have not all come; the oldest is forgotten beyond eight.
         self._waiting: OrderedDict[tuple[int, int], dict[str, Image]] = OrderedDict()
@@ -179,6 +181,8 @@ class Viewer(Node):
         for status in message.status:
             values = {item.key: item.value for item in status.values}
             self.state = values.get("state", self.state)
+            if self.state == "unconfigured" and status.level == DiagnosticStatus.ERROR:
+                self.failure = status.message
             if "latency_ms.total.last" in values:
                 print(live_line(values), flush=True)
 

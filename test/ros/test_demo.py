@@ -10,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from conftest import smooth_picture
+from conftest import make_tiny_bundle, smooth_picture
 
-from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.ros.demo import live_line
 from sparserefine_ros.run import run_source
@@ -46,6 +46,18 @@ def test_a_missing_source_ends_the_demo_with_its_name(tiny_bundle: Path, tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "no/such/folder" in done.stderr
+
+
+def test_a_node_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    (bundle / "dense.onnx").write_bytes(b"no model")
+    seal_bundle(bundle)
+    command = [sys.executable, "-m", "sparserefine_ros.cli", "demo", "--bundle", str(bundle)]
+    command += ["--out", str(tmp_path / "out"), "--frames", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert "cannot start" in done.stderr  # nor does it wait for a state that cannot come
+    assert "dense.onnx" in done.stderr
 
 
 def test_live_line_shows_rate_share_stages_and_drops() -> None:
