@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,22 @@ def add_train(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from sparserefine_ros.training.checkpoint import LAST
+    from sparserefine_ros.training.processes import is_main_process
+
+    try:
+        bundle = _train_kind(options)
+    except KeyboardInterrupt:
+        if is_main_process() and (options.out / LAST).exists():
+            print("interrupted; with --resume it goes on after the last epoch", file=sys.stderr)
+        raise
+    if is_main_process():
+        print(f"bundle {bundle.name} at {bundle.folder}")
+        for key, value in bundle.spec.training.items():
+            print(f"  {key}: {value}")
+
+
+def _train_kind(options: argparse.Namespace) -> Bundle:
     from sparserefine_ros.errors import ConfigurationError
 
     if options.kind == "dense":
@@ -36,17 +53,10 @@ def _train(options: argparse.Namespace) -> None:
                 "training a dense network takes no --bundle; to start from the dense model of one, "
                 "name it as start_from in the recipe"
             )
-        bundle = _train_dense(options)
-    elif options.bundle is None:
+        return _train_dense(options)
+    if options.bundle is None:
         raise ConfigurationError(f"training a {options.kind} needs --bundle with the dense model")
-    else:
-        bundle = _train_refiner(options) if options.kind == "refiner" else _train_selector(options)
-    from sparserefine_ros.training.processes import is_main_process
-
-    if is_main_process():
-        print(f"bundle {bundle.name} at {bundle.folder}")
-        for key, value in bundle.spec.training.items():
-            print(f"  {key}: {value}")
+    return _train_refiner(options) if options.kind == "refiner" else _train_selector(options)
 
 
 def _train_dense(options: argparse.Namespace) -> Bundle:

@@ -284,8 +284,12 @@ def _batches(task: Task, schedule: Schedule, generator: torch.Generator) -> Data
 def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Join up to `size` batches."""
     iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
+    try:
+        while group := list(itertools.islice(iterator, size)):
+            yield group
+    except SparseRefineError as err:
+        # A worker of the batches puts its traceback in front of what the error said.
+        raise type(err)(str(err).rpartition(f"{type(err).__name__}: ")[2].strip()) from err
 
 
 def _finite(loss: Tensor, epoch: int) -> float:

@@ -164,6 +164,22 @@ def test_killed_in_the_middle_then_resumed(
     )
 
 
+def test_an_interrupted_run_tells_how_to_go_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_args: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparserefine_ros.training.refiner.train_refiner", interrupted)
+    assert main(arguments(home, tmp_path)) == 130
+    assert (
+        capsys.readouterr().err == ""
+    )  # before the end of an epoch there is nothing to go on from
+    (tmp_path / "last.pt").touch()
+    assert main(arguments(home, tmp_path)) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
 def test_two_processes_leave_one_bundle(
     home: Path, package_environment: dict[str, str], tmp_path: Path
 ) -> None:

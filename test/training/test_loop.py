@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_task import SCHEDULE, ToyTask, Weights, copy_of
+from toy_task import SCHEDULE, ToyCrops, ToyTask, Weights, copy_of
 
-from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.errors import ConfigurationError, DatasetError, SparseRefineError
 from sparserefine_ros.training import processes
 from sparserefine_ros.training.checkpoint import BEST, LAST, save_checkpoint
 from sparserefine_ros.training.log import LOG
@@ -340,6 +340,21 @@ class TestEpoch:
         schedule = SCHEDULE.model_copy(update={"workers": 1})
         assert fit(task, schedule, tmp_path, seed=3, resume=False) == uninterrupted[1]
         assert same(copy_of(task.module.state_dict()), uninterrupted[2])
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_item_that_cannot_be_read_is_told_without_a_traceback(
+        self, workers: int, tmp_path: Path
+    ) -> None:
+        class Unreadable(ToyCrops):
+            def __getitem__(self, index: int) -> Tensor:
+                raise DatasetError("3.png: expected labels of 0 .. 4, got 9")
+
+        task = ToyTask()
+        task.crops = Unreadable(ITEMS)
+        schedule = SCHEDULE.model_copy(update={"workers": workers})
+        with pytest.raises(DatasetError) as told:
+            fit(task, schedule, tmp_path, seed=3, resume=False)
+        assert str(told.value) == "3.png: expected labels of 0 .. 4, got 9"
 
 
 class TestAverage:
