@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sparserefine_ros.bundle_spec import UNSEALED, BundleSpec, FileSpec
 from sparserefine_ros.configuration import Record, read_yaml, write_yaml
 from sparserefine_ros.errors import BundleError
+from sparserefine_ros.files import expanded
 
 BUNDLE_FILE: Final = "bundle.yaml"
 
@@ -49,7 +50,7 @@ class Bundle:
         Raises:
             BundleError: no such bundle, unknown or wrong fields, a missing or changed file.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         path = folder / BUNDLE_FILE
         if not path.is_file():
             raise BundleError(

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files written whole or not at all, and places checked before the work that fills them."""
+"""Paths as users write them, files written whole or not at all, places checked before work."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder for `~`; as it is where there is no such home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises RuntimeError
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

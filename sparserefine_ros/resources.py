@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.files import expanded
 
 _PACKAGE = "sparserefine_ros"
 
@@ -50,7 +51,7 @@ def find_bundle(name_or_path: str) -> Path:
     A name without a path separator that is no folder here is looked up among the shipped bundles;
     what does not exist is returned as it is, for `Bundle.open` to report.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.exists() or len(path.parts) != 1:
         return path
     shipped = share_folder() / "models" / name_or_path

@@ -10,6 +10,7 @@ from typing import Final
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.files import expanded
 from sparserefine_ros.outputs import SUMMARIES, ResultWriter
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import Map, Prediction
@@ -64,7 +65,7 @@ def _check_folder(source: str, out: Path) -> None:
     """See that no result replaces a picture."""
     if is_street(source):
         return
-    read = Path(source).expanduser().resolve()
+    read = expanded(source).resolve()
     replaced = out.resolve() == read if read.is_dir() else (out / read.name).resolve() == read
     if replaced and (read.is_dir() or read.name in SUMMARIES):
         raise ConfigurationError(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sparserefine_ros.data.street import StreetScene
 from sparserefine_ros.decoding import decode_picture
 from sparserefine_ros.errors import ImageError
+from sparserefine_ros.files import expanded
 
 IMAGE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp",
@@ -88,7 +89,7 @@ def open_source(spec: str | Path) -> FrameSource:
     """
     if isinstance(spec, str) and is_street(spec):
         return _parse_street(spec)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     try:
         # An empty text would be the working folder.
         found = spec != "" and path.exists()

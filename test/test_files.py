@@ -7,12 +7,19 @@ import pytest
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.files import (
+    expanded,
     prepare_file,
     prepare_folder,
     whole_file,
     write_text_whole,
     write_whole,
 )
+
+
+def test_a_home_that_nobody_has_stays_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/bag") == Path("/home/me/bag")
+    assert expanded(Path("~nobody-here/bag")) == Path("~nobody-here/bag")
 
 
 @pytest.mark.parametrize("name", ["scores.json", "scores.tmp", "no_suffix", "part.1"])

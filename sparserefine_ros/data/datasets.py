@@ -24,6 +24,7 @@ from sparserefine_ros.data.sample import (
 )
 from sparserefine_ros.data.street.dataset import STREET_FORM, Street, street_from_text
 from sparserefine_ros.errors import DatasetError
+from sparserefine_ros.files import expanded
 from sparserefine_ros.records import IGNORED_LABEL
 
 __all__ = [
@@ -59,14 +60,14 @@ def open_dataset(spec: str, split: Split) -> SegmentationDataset:
     Raises:
         DatasetError: unknown form, or the data set is incomplete.
     """
-    expanded = os.path.expandvars(spec)
-    if "$" in expanded:
+    text = os.path.expandvars(spec)
+    if "$" in text:
         raise DatasetError(
             f"expected the environment variable in {spec!r} to be set; export it first"
         )
-    kind, _, rest = expanded.partition(":")
+    kind, _, rest = text.partition(":")
     if kind in _IN_A_FOLDER and rest:
-        return _IN_A_FOLDER[kind](Path(rest).expanduser(), split)
+        return _IN_A_FOLDER[kind](expanded(rest), split)
     if kind == "street":
         return street_from_text(rest, split)
     known = ", ".join(f"{name}:ROOT" for name in _IN_A_FOLDER)

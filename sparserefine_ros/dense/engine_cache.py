@@ -25,7 +25,7 @@ from sparserefine_ros.bundle_spec import Sha256
 from sparserefine_ros.configuration import Record, describe_mistakes
 from sparserefine_ros.dense.options import Progress, Report, silent
 from sparserefine_ros.errors import BackendError, ConfigurationError
-from sparserefine_ros.files import write_text_whole, write_whole
+from sparserefine_ros.files import expanded, write_text_whole, write_whole
 
 LOCK_FILE: Final = "lock"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -117,7 +117,7 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (folder or default_cache()).expanduser()
+        self.folder = expanded(folder or default_cache())
 
     def find(self, key: EngineKey) -> CachedEngine | None:
         """The engine built from `key`; None where there is none.

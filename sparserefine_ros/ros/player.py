@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from builtin_interfaces.msg import Time
@@ -26,6 +25,7 @@ from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.storage import Recorded
 from sparserefine_ros.bags.topics import choose_image_topic
 from sparserefine_ros.errors import BagError
+from sparserefine_ros.files import expanded
 from sparserefine_ros.ros.parameter_spec import ParameterSpec, declare_parameters
 from sparserefine_ros.ros.playing import play_until_signal
 
@@ -99,7 +99,7 @@ class PlayerNode(Node):
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
         self._settings = PlayerParameters(**declare_parameters(self, PARAMETERS))
-        self._bag = Bag(Path(self._settings.bag).expanduser())
+        self._bag = Bag(expanded(self._settings.bag))
         self._topic = choose_image_topic(self._bag, self._settings.image_topic or None)
         kind = Image if self._bag.types[self._topic] == IMAGE else CompressedImage
         self._images = self.create_publisher(kind, IMAGE_TOPIC, qos_profile_sensor_data)

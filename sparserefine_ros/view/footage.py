@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from sparserefine_ros.bags.reader import Bag, is_bag
 from sparserefine_ros.bags.topics import choose_image_topic
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.subset import Subset
+from sparserefine_ros.files import expanded
 from sparserefine_ros.run import frame_limit
 from sparserefine_ros.sources import FOLDER_FPS, is_street, open_source
 
@@ -72,8 +72,8 @@ def open_footage(
         BackendError: a bag, and the library rosbags is not installed.
         ConfigurationError: a negative limit, or a topic of what is no bag.
     """
-    if not is_street(source) and is_bag(Path(source).expanduser()):
-        with Bag(Path(source).expanduser()) as bag:
+    if not is_street(source) and is_bag(expanded(source)):
+        with Bag(expanded(source)) as bag:
             topic = choose_image_topic(bag, image_topic)
             yield _of_bag(bag, topic, frame_limit(limit, bag.announced.get(topic, 0)))
         return
