@@ -18,6 +18,7 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.deadline import PixelCost
 from sparserefine_ros.dense.backends import choose_backend
+from sparserefine_ros.dense.devices import device_kind
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.dense.stage import DenseResult, DenseStage
@@ -29,6 +30,7 @@ from sparserefine_ros.records import Map, Prediction, Selection, Uncertainty
 from sparserefine_ros.refiner import load_refiner, open_refine_stage
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.selectors import open_selector
+from sparserefine_ros.sparse.engines import is_half
 
 LABELS_ONLY = frozenset({Map.LABELS})
 
@@ -63,6 +65,10 @@ class PipelineOptions:
 class Pipeline:
     """A bundle ready to run. Not re-entrant: one call at a time.
 
+    Attributes:
+        is_exact: whether products are those of float32, in dense model and refiner.
+        backends: what computes each, for logs and diagnostics.
+
     Args:
         bundle: verified bundle.
         options: how to run it.
@@ -83,10 +89,6 @@ class Pipeline:
         if not 0 <= options.threads <= _MOST_THREADS:
             raise ConfigurationError(
                 f"expected threads of 0 .. {_MOST_THREADS}, got {options.threads}"
-            )
-        if options.engine.max_batch < 1:
-            raise ConfigurationError(
-                f"expected max_batch of 1 or more, got {options.engine.max_batch}"
             )
         threads = options.threads or available_cores()
         torch.set_num_threads(threads)
@@ -113,6 +115,12 @@ class Pipeline:
         self._bundle_budget = self.selector.max_pixels
         self.entropy_threshold = options.entropy_threshold
         self.max_refined_pixels = options.max_refined_pixels
+        # Float32 on a GPU is TF32 in its libraries.
+        self.is_exact = (
+            options.engine.precision == "model"
+            and device_kind(options.device) == "cpu"
+            and not (self._refine and is_half(self._refine.engine))
+        )
         self.backends: Mapping[str, str] = {
             "dense": choice.annotate(segmenter.description),
             "sparse": self._refine.description if self._refine else "none",

@@ -160,6 +160,7 @@ class RefineStage:
         engine: of the sparse UNet, see `sparserefine_ros.sparse.engines`.
 
     Attributes:
+        engine: name of the engine.
         description: what computes, for logs and diagnostics.
         on_gpu: False.
         settled: True; no frame takes longer for being the first of its kind.
@@ -176,14 +177,13 @@ class RefineStage:
         self._depth, self._bounds = spec.depth, spec.bounds
         self._sample_features = FeatureSampler(spec)
         kernels, threads = compiled_kernels(), torch.get_num_threads()
-        self._extract, name = _for_inference(refiner.extractor, engine, threads)
+        self._extract, self.engine = _for_inference(refiner.extractor, engine, threads)
         self._input_buffer = (
             self._extract.input_buffer if isinstance(self._extract, CompiledUNet) else None
         )
         self._fuse = Fuser(copy.deepcopy(refiner.ensembler).eval(), kernels)
-        if kernels and name.startswith("compiled"):
-            name = f"{name} ({kernels.name})"
-        self.description = f"{name}, {threads} threads"
+        variant = f" ({kernels.name})" if kernels and self.engine.startswith("compiled") else ""
+        self.description = f"{self.engine}{variant}, {threads} threads"
 
     def __call__(
         self,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sparserefine_ros.cli.options import Commands, open_bundle
 
-# Shape of the picture that a bundle is tried with.
-_PICTURE = (256, 512, 3)
+# Sizes (H, W) that a bundle is tried with: one that suits almost any network, and one that only
+# those can take that take any, or that the bundle describes well.
+_SIZES = ((256, 512), (250, 494))
 
 
 def add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -41,9 +42,10 @@ def _verify(options: argparse.Namespace) -> None:
     bundle = open_bundle(options)
     pipeline = Pipeline(bundle)
     # What a model returns is known only when it has run.
-    picture = np.random.default_rng(0).integers(0, 256, _PICTURE, np.uint8)
-    truth = np.zeros(_PICTURE[:2], np.uint8) if bundle.spec.uses_truth() else None
-    pipeline(picture, truth=truth)
+    for size in _SIZES:
+        picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        truth = np.zeros(size, np.uint8) if bundle.spec.uses_truth() else None
+        pipeline(picture, truth=truth)
     print(f"{bundle.name}: {len(bundle.class_names)} classes, digest {bundle.digest}")
     for stage, description in pipeline.backends.items():
         print(f"  {stage}: {description}")

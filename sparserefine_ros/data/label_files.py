@@ -114,7 +114,7 @@ class IndexLabels:
     """
 
     def __init__(self, values: Mapping[int, int], *, others: int | None = None) -> None:
-        self._known = values.keys()
+        self._known = tuple(values)
         self._table = np.full(256, _REFUSED if others is None else others, np.int16)
         self._table[list(values)] = list(values.values())
 

@@ -9,6 +9,7 @@ Shape legend: B pictures; h, w low resolution; s output stride; C classes; F fea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,7 +29,11 @@ from sparserefine_ros.records import DenseOutput
 
 _NOT_FINITE: Final = "the dense model returned NaN or infinity; check its weights"
 _LEAST_PROBABILITY: Final = 1e-10
+# Of probabilities in half precision, summed up.
+_ROUNDING: Final = 1e-2
 _INPUT_TYPES: Final = {"float32": np.float32, "float16": np.float16}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,12 @@ class Contract:
         self._classes = len(bundle.spec.classes)
         self._normaliser = Normaliser(self._spec.input.normalisation)
         self.input = _named(inputs, self._spec.input.name, "input", bundle)
+        others = [each.name for each in inputs if each.name != self.input.name]
+        if others:
+            raise BundleError(
+                f"{bundle.name}: expected a dense model with the picture as its only input, got "
+                f"{', '.join(others)} beside {self.input.name}; export it with these as constants"
+            )
         logits = _named(outputs, self._spec.output.name, "output", bundle)
         self.output_names = [logits.name]
         self._features = self._spec.features if bundle.spec.uses_features() else None
@@ -88,9 +99,16 @@ class Contract:
         self._dtype = _INPUT_TYPES[self.input.element]
         _check_input_shape(self.input.shape, self._spec.input, bundle)
         _check_batch(self.input.shape[0], max_batch, bundle)
-        self._check_classes(logits.shape, bundle)
+        self._check_classes(logits, bundle)
+        self._looked = False
 
-    def _check_classes(self, shape: list[Any], bundle: Bundle) -> None:
+    def _check_classes(self, logits: GraphTensor, bundle: Bundle) -> None:
+        shape = logits.shape
+        if "int" in logits.element:
+            raise BundleError(
+                f"{bundle.name}: expected a dense model that returns a score for each class, got "
+                f"{logits.element} {shape}, as of class numbers; export it before its argmax"
+            )
         channel_axis = 1 if self._spec.output.layout == "NCHW" else 3
         channels = shape[channel_axis] if len(shape) == 4 else None
         if len(shape) != 4 or (isinstance(channels, int) and channels != self._classes):
@@ -107,6 +125,13 @@ class Contract:
             values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
         return values.astype(self._dtype, copy=False)
 
+    def failure(self, err: Exception) -> ModelOutputError:
+        """What to raise when the engine fails on a picture."""
+        taken = self._spec.input
+        free = taken.size is None and taken.multiple_of == 1
+        advice = "; if it takes no such size, set dense.input.multiple_of in bundle.yaml"
+        return ModelOutputError(f"the dense model failed: {err}{advice if free else ''}")
+
     def dense_outputs(
         self, raw: Sequence[NDArray[Any]], images: Sequence[NDArray[np.uint8]]
     ) -> list[DenseOutput]:
@@ -117,13 +142,14 @@ class Contract:
             images: the pictures it saw, uint8 [h, w, 3] each.
 
         Raises:
-            ModelOutputError: NaN, infinity or the wrong shape.
+            ModelOutputError: NaN, infinity, the wrong shape, or logits for probabilities.
         """
         size = _size_of(images)
         output, parts = self._spec.output, self._planes(raw, len(images), size)
         found = [[np.ascontiguousarray(maps, np.float32) for maps in part] for part in parts]
         if not all(np.isfinite(maps).all() for part in found for maps in part):
             raise ModelOutputError(_NOT_FINITE)
+        self._look_at_kind(torch.from_numpy(found[0][0]))
         for index, maps in enumerate(found[0]):
             logits = found[0][index] = _resize_maps(maps, size)
             if output.kind == "probabilities":
@@ -138,12 +164,32 @@ class Contract:
         found = [part.float() for part in self._planes(raw, len(images), size)]
         if not torch.stack([maps.isfinite().all() for maps in found]).all():
             raise ModelOutputError(_NOT_FINITE)
+        self._look_at_kind(found[0][0])
         if found[0].shape[2:] != size:
             found[0] = F.interpolate(found[0], size, mode="bilinear", align_corners=False)
         if self._spec.output.kind == "probabilities":
             found[0] = found[0].clamp_min(_LEAST_PROBABILITY).log()
         found = [maps.contiguous() for maps in found]
         return [DenseOutput(*each) for each in zip(*found, strict=True)]
+
+    def _look_at_kind(self, values: Tensor) -> None:
+        """See that values [C, h / s, w / s] are of the bundle's kind; those of one picture tell."""
+        if self._looked:
+            return
+        least = float(values.amin())
+        sums_to_one = bool((values.sum(0) - 1.0).abs().amax() < _ROUNDING)
+        if self._spec.output.kind == "probabilities" and least < -_ROUNDING:
+            raise ModelOutputError(
+                f"expected probabilities from the dense model, got {least:.3g}; "
+                "set dense.output.kind: logits in bundle.yaml"
+            )
+        if self._spec.output.kind == "logits" and least >= -_ROUNDING and sums_to_one:
+            _log.warning(
+                "expected logits from the dense model, got values that look like probabilities: "
+                "the entropy of such logits is wrong; set dense.output.kind: probabilities in "
+                "bundle.yaml"
+            )
+        self._looked = True
 
     def _planes(self, raw: Sequence[Any], batch: int, size: tuple[int, int]) -> list[Any]:
         """What the network returned as [B, C, h / s, w / s] and [B, F, h', w'], shapes checked."""

@@ -7,6 +7,7 @@ TensorRT 10, 11 and TensorRT for RTX.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ Shape = tuple[int, int, int, int]
 BUILDER_VERSION: Final = 1
 FLAGS: Final = ("STRONGLY_TYPED",)
 
+_MEMORY: Final = re.compile(r"out ?of ?memory|memory allocation", re.IGNORECASE)
 _ELEMENTS: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
@@ -117,14 +119,15 @@ def first_cause(complaints: Sequence[str]) -> str:
     """TensorRT's first words about a failure, and what to do where that is known."""
     if not complaints:
         return "it gives no reason; its log at level DEBUG may tell more"
-    told = " ".join(complaints).lower()
-    if "outofmemory" in told or "out of memory" in told or "memory allocation" in told:
+    cause = complaints[0].strip()
+    # What asked for too much memory comes first. A driver that lacks is told beside other causes.
+    if any(map(_MEMORY.search, complaints)):
         advice = "; free GPU memory or choose smaller pictures"
-    elif "driver version is insufficient" in told:
+    elif "driver version is insufficient" in cause.lower():
         advice = "; update the NVIDIA driver, it is older than this runtime needs, or absent"
     else:
         advice = ""
-    return complaints[0].strip() + advice
+    return cause + advice
 
 
 def _make_monitor(trt: Any, flavour: str, report: Report) -> Any:

@@ -17,7 +17,7 @@ from sparserefine_ros.dense.half import to_half
 from sparserefine_ros.dense.onnx_file import dense_model_file
 from sparserefine_ros.dense.onnx_providers import CPU_PROVIDER, Providers, choose_providers
 from sparserefine_ros.dense.options import DenseOptions, Progress, Report
-from sparserefine_ros.errors import BackendError, ModelOutputError
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.records import DenseOutput
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class OnnxRuntimeSegmenter:
         try:
             raw = self._session.run(contract.output_names, feed)
         except Exception as err:  # the engine raises bare subclasses of Exception
-            raise ModelOutputError(f"the dense model failed: {err}") from err
+            raise contract.failure(err) from err
         return contract.dense_outputs([np.asarray(values) for values in raw], low_res_images)
 
 

@@ -17,10 +17,10 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.contract import Contract, GraphTensor
 from sparserefine_ros.dense.onnx_file import dense_model_file
 from sparserefine_ros.dense.options import DenseOptions, Report
-from sparserefine_ros.errors import BackendError, ModelOutputError
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.records import DenseOutput
 
-_ELEMENTS: Final = {"f32": "float32", "f16": "float16"}
+_ELEMENTS: Final = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64"}
 
 
 def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OpenVinoSegmenter:
@@ -90,7 +90,7 @@ class OpenVinoSegmenter:
             # The request keeps its buffers for the next picture: take copies.
             raw = [self._request.get_tensor(name).data.copy() for name in contract.output_names]
         except Exception as err:  # the engine raises RuntimeError and subclasses of its own
-            raise ModelOutputError(f"the dense model failed: {err}") from err
+            raise contract.failure(err) from err
         return contract.dense_outputs(raw, low_res_images)
 
 

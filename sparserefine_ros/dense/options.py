@@ -58,6 +58,11 @@ class EngineOptions:
     picture_sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int = 1
 
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError: no picture at once."""
+        if self.max_batch < 1:
+            raise ConfigurationError(f"expected max_batch of 1 or more, got {self.max_batch}")
+
 
 DEFAULT_ENGINE: Final = EngineOptions()
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from sparserefine_ros.dense.backends import installed_package
+from sparserefine_ros.dense.backends import NOT_FOR_RTX, installed_package
 from sparserefine_ros.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,11 @@ def build_target(
         return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
     if capability is None and device is not None:
         capability = torch.cuda.get_device_capability(device)
+    if capability == NOT_FOR_RTX:
+        raise BackendError(
+            f"expected a GPU that {library.flavour} is made for, got compute capability "
+            f"{capability[0]}.{capability[1]}; use backend tensorrt there"
+        )
     if capability is None or capability >= (8, 0):
         return PORTABLE
     if capability < TURING:

@@ -177,11 +177,9 @@ def compare_with_reference(pipeline: Pipeline, image: NDArray[np.uint8]) -> floa
     """Share of labels equal to the plain modules' result, nothing folded, chunked or re-used.
 
     Raises:
-        SparseRefineError: fewer than 99.99 % are equal, 99.8 % with products in half precision.
+        SparseRefineError: fewer than 99.99 % are equal, 99.8 % where products are not float32's.
     """
-    least = _LABELS_EQUAL
-    if "float16" in pipeline.backends["sparse"]:
-        least = _LABELS_EQUAL_HALF
+    least = _LABELS_EQUAL if pipeline.is_exact else _LABELS_EQUAL_HALF
     labels = _whole(pipeline(image)).labels
     assert labels is not None
     equal = float((labels == reference_labels(pipeline, image)).mean())

@@ -88,7 +88,7 @@ class DenseCost:
     """What a dense model costs at one input size.
 
     Attributes:
-        parameters: elements of its floating-point weights; norms that are not folded into a
+        parameters: elements of its floating-point or quantised weights; norms that are not folded into a
             convolution bring their running statistics along. None when not counted.
         macs: of its Conv, ConvTranspose, Gemm and MatMul nodes; None when not counted.
         missing: why something was not counted; empty when everything was.
@@ -116,12 +116,13 @@ class DenseCounter:
 def _count_dense(bundle: Bundle, low_res_size: tuple[int, int]) -> DenseCost:
     try:
         import onnx
+        import onnx.inliner
     except ImportError:
         return DenseCost(
             None, None, "dense parameters and MACs need the package onnx: pip install onnx"
         )
     path = bundle.path(bundle.spec.dense.file)
-    model = onnx.load(path)
+    model = onnx.inliner.inline_local_functions(onnx.load(path))
     parameters = _count_weights(model.graph)
     _set_input_size(model, bundle, low_res_size)
     # Sizes that the graph computes for itself, as for a resize, are followed too.
@@ -129,7 +130,7 @@ def _count_dense(bundle: Bundle, low_res_size: tuple[int, int]) -> DenseCost:
     shapes = _known_shapes(graph)
     macs = 0
     for node in graph.node:
-        if node.op_type in _NOT_COUNTED:
+        if node.op_type in _NOT_COUNTED or node.domain not in _STANDARD:
             return DenseCost(
                 parameters, None,
                 f"dense MACs of {bundle.name} are unknown: those of {node.op_type} are not counted",
@@ -153,11 +154,18 @@ def _count_weights(graph: onnx.GraphProto) -> int:
     from onnx import TensorProto
 
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    constants = [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute]
+    quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    # Scales and zero points are how the weights are written, no weights.
+    written = {
+        name for node in graph.node if node.op_type in _QUANTISERS for name in node.input[1:]
+    }
+    constants = {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     return sum(
         math.prod(tensor.dims)
-        for tensor in (*graph.initializer, *constants)
-        if tensor.dims and tensor.data_type in floating
+        for name, tensor in (*((each.name, each) for each in graph.initializer), *constants.items())
+        if tensor.dims
+        and name not in written
+        and (tensor.data_type in floating or name in quantised)
     )
 
 
@@ -208,9 +216,10 @@ def _matmul(shapes: Sequence[Shape], node: Any) -> int:
 # They multiply too, in ways that are not looked into.
 _NOT_COUNTED: Final = frozenset(
     {
-        "Attention", "ConvInteger", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul",
-        "GRU", "GroupQueryAttention", "LSTM", "MatMulInteger", "MatMulNBits", "MultiHeadAttention",
-        "NhwcConv", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "RNN",
+        "Attention", "ConvInteger", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop",
+        "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN", "Scan",
     }
 )  # fmt: skip
+_STANDARD: Final = ("", "ai.onnx")
+_QUANTISERS: Final = ("QuantizeLinear", "DequantizeLinear")
 _MACS: Final = {"Conv": _conv, "ConvTranspose": _transposed_conv, "Gemm": _gemm, "MatMul": _matmul}

@@ -25,6 +25,7 @@ from sparserefine_ros.render import draw_changes, draw_entropy, draw_legend, dra
 from sparserefine_ros.selection import expand_map
 
 LEGEND_FILE: Final = "legend.png"
+_DRAWN: Final = re.compile(r"\d{5,}_.*_(image|dense-low|refined|entropy|truth|changes)\.(jpg|png)")
 
 _CHANGES: Final = "changes"
 _WIDTH: Final = 640
@@ -86,6 +87,12 @@ def draw_frames(
         prediction = pipeline(sample.image, _WANTED, truth)
         drawn.append(draw_frame(frame, sample, prediction, bundle, folder))
     return drawn
+
+
+def foreign_pictures(folder: Path) -> list[str]:
+    """Names in a report's folder of pictures that no report gives; none without the folder."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if name != LEGEND_FILE and not _DRAWN.fullmatch(name))
 
 
 def draw_legend_file(bundle: Bundle, folder: Path) -> None:

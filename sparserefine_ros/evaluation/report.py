@@ -10,7 +10,7 @@ from typing import Final
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.page import build_page, is_evaluation_page
-from sparserefine_ros.evaluation.pictures import Gallery, draw_frames
+from sparserefine_ros.evaluation.pictures import Gallery, draw_frames, foreign_pictures
 from sparserefine_ros.evaluation.storage import write_csv, write_json
 from sparserefine_ros.files import prepare_folder, write_text_whole
 
@@ -28,8 +28,10 @@ def prepare_report(folder: Path) -> None:
     """
     prepare_folder(folder)
     if is_evaluation_page(folder / PAGE):
-        return
-    taken = [name for name in (PAGE, PICTURES) if (folder / name).exists()]
+        taken = [f"{PICTURES}/{name}" for name in foreign_pictures(folder / PICTURES)]
+    else:
+        names = (PAGE, PICTURES, SCORES, TABLE)
+        taken = [name for name in names if (folder / name).exists()]
     if taken:
         raise ConfigurationError(
             f"expected a folder for a report, got {folder}, where {taken[0]} is not of such a "

@@ -9,10 +9,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import Field, ValidationError
 
 from sparserefine_ros.configuration import Record, describe_mistakes
 from sparserefine_ros.errors import ConfigurationError
@@ -27,11 +27,12 @@ from sparserefine_ros.evaluation.scores import (
     VariantCounts,
 )
 from sparserefine_ros.files import write_text_whole
+from sparserefine_ros.records import STAGES
 
 _RAW: Final = "raw"
 _ALL: Final = "(all)"
 
-Matrix = tuple[tuple[NonNegativeInt, ...], ...]
+Matrix = tuple[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], ...]
 
 
 class _RawVariant(Record):
@@ -50,7 +51,7 @@ class _Raw(Record):
     setting: Setting
     data: str
     machines: tuple[str, ...]
-    frames: tuple[FrameScore, ...]
+    frames: Annotated[tuple[FrameScore, ...], Field(min_length=1)]
     variants: dict[Variant, _RawVariant]
     selection: Matrix
     curve: Matrix
@@ -183,6 +184,9 @@ def _from_raw(raw: _Raw) -> Evaluation:
             f"expected counts of {[v.value for v in raw.setting.variants]}, "
             f"got {[v.value for v in raw.variants]}"
         )
+    for frame in raw.frames:
+        if set(frame.stage_ms) != set(STAGES):
+            raise ValueError(f"expected times of {list(STAGES)}, got {list(frame.stage_ms)}")
     tally = Tally.empty(raw.setting.variants, len(raw.setting.class_names))
     for variant, counts in raw.variants.items():
         _fill_variant(tally.variants[variant], counts)

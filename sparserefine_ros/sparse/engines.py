@@ -109,6 +109,11 @@ def runs_on_gpu(name: str) -> bool:
     return name.startswith(("triton", "torchsparse"))
 
 
+def is_half(name: str) -> bool:
+    """Whether the engine of that name multiplies in half precision."""
+    return name.endswith("float16")
+
+
 def needs_cpu(name: str) -> bool:
     """Whether the engine of that name runs on the CPU only."""
     return name.startswith("compiled") or name == "dense-onnxruntime"

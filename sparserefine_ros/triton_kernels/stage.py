@@ -47,6 +47,7 @@ class TritonRefineStage:
         device: the GPU.
 
     Attributes:
+        engine: name of the engine.
         description: what computes, for logs and diagnostics.
         on_gpu: True.
         settled: whether kernels for as many pixels as in the last frame had been compiled and tuned
@@ -81,7 +82,7 @@ class TritonRefineStage:
                 f"expected memory on {device} for the refiner's weights, it ran out ({err}); free "
                 "memory of the GPU, or choose device cpu"
             ) from err.with_traceback(None)
-        self.description = f"{engine} on {device}"
+        self.engine, self.description = engine, f"{engine} on {device}"
         self.settled = False
         self._met: set[int] = set()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,9 @@ def test_reads_the_published_layout(tmp_path: Path, kind: str, split: Split) -> 
     samples = list(iterate(dataset))
     assert tuple(sample.name for sample in samples) == layout.names
     assert len(dataset) == len(layout.names)
+    # Processes that share an evaluation, or load batches, get a copy.
+    copied = pickle.loads(pickle.dumps(dataset))[0]
+    assert np.array_equal(copied.labels, samples[0].labels)
     for i, sample in enumerate(samples):
         assert sample.labels.dtype == np.uint8
         assert np.array_equal(sample.labels, np.roll(layout.labels, i, axis=1))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.contract import Contract, GraphTensor
-from sparserefine_ros.errors import ModelOutputError
+from sparserefine_ros.errors import BundleError, ModelOutputError
 
 CLASSES, FEATURES = 3, 5
 SIZE = (12, 20)
@@ -90,6 +91,57 @@ def test_half_precision_becomes_float32(tiny_bundle: Path) -> None:
     found = make_contract(tiny_bundle, stride=1).device_outputs([raw], IMAGES)[0]
     assert found.logits.dtype == torch.float32
     assert torch.equal(found.logits, raw[0].float())
+
+
+Take = Callable[[Contract, Tensor], object]
+TAKES: dict[str, Take] = {
+    "down": lambda contract, raw: contract.dense_outputs([raw.numpy()], IMAGES),
+    "on a GPU": lambda contract, raw: contract.device_outputs([raw], IMAGES),
+}
+
+
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+class TestKind:
+    """A model whose output is of another kind than its bundle says runs, and is of no use."""
+
+    def test_logits_for_probabilities(self, tiny_bundle: Path, take: Take) -> None:
+        contract = make_contract(tiny_bundle, stride=1, kind="probabilities")
+        for _ in range(2):
+            with pytest.raises(
+                ModelOutputError, match=r"got -\d.*; set dense\.output\.kind: logits"
+            ):
+                take(contract, random_maps(CLASSES, *SIZE))
+        take(contract, random_maps(CLASSES, *SIZE).softmax(1))
+
+    def test_probabilities_for_logits(
+        self, tiny_bundle: Path, take: Take, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        contract = make_contract(tiny_bundle, stride=1)
+        for _ in range(2):
+            take(contract, random_maps(CLASSES, *SIZE).softmax(1).half().float())
+        (told,) = caplog.messages
+        assert "set dense.output.kind: probabilities" in told
+
+    def test_what_is_right_is_not_remarked(
+        self, tiny_bundle: Path, take: Take, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        take(make_contract(tiny_bundle, stride=1), random_maps(CLASSES, *SIZE))
+        take(make_contract(tiny_bundle, stride=1), random_maps(CLASSES, *SIZE).abs())
+        probabilities = make_contract(tiny_bundle, stride=1, kind="probabilities")
+        take(probabilities, random_maps(CLASSES, *SIZE).softmax(1))
+        assert not caplog.messages
+
+
+def test_a_second_input(tiny_bundle: Path) -> None:
+    inputs = [GraphTensor(name, [1, 3, "h", "w"], "float32") for name in ("image", "mask")]
+    outputs = [GraphTensor("logits", ["b", 3, "h", "w"], "float32")]
+    bundle = Bundle.open(tiny_bundle)
+    spec = bundle.spec.model_dump()
+    spec["dense"]["input"]["name"], spec["dense"]["output"]["name"] = "image", "logits"
+    bundle = Bundle(bundle.folder, type(bundle.spec).model_validate(spec), "")
+    Contract(bundle, inputs[:1], outputs)
+    with pytest.raises(BundleError, match="only input, got mask beside image"):
+        Contract(bundle, inputs, outputs)
 
 
 class TestUnusable:

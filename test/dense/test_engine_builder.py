@@ -30,8 +30,9 @@ from sparserefine_ros.errors import BackendError
             "cudaError 35: CUDA driver version is insufficient for CUDA runtime version; update "
             "the NVIDIA driver, it is older than this runtime needs, or absent",
         ),
+        (["Invalid profile.", "CUDA driver version is insufficient"], "Invalid profile."),
     ],
-    ids=["cause first", "silence", "memory", "driver"],
+    ids=["cause first", "silence", "memory", "driver", "a driver that is not the cause"],
 )
 def test_complaints_in_words(complaints: list[str], told: str) -> None:
     assert first_cause(complaints) == told

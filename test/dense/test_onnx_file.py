@@ -29,6 +29,6 @@ def test_weights_in_a_second_file_whatever_its_name(letters: int, tmp_path: Path
         weights.data_location = onnx.TensorProto.EXTERNAL
         weights.ClearField("raw_data")
     model.write_bytes(proto.SerializeToString())
-    message = f"expected an ONNX model in one file, its weights lie in '{location}"
+    message = f"expected an ONNX model in one file, its weights lie in '{location}';"
     with pytest.raises(BundleError, match=message):
         dense_model_file(seal_bundle(folder))

@@ -270,7 +270,9 @@ class TestClasses:
             given_type=TensorProto.INT64,
         )
         bundle = hand_written(tmp_path)
-        with pytest.raises(BundleError, match=r"4-D output .* got \["):
+        with pytest.raises(
+            BundleError, match=r"a score for each class, got .*int64.* before its argmax"
+        ):
             open_cpu(bundle)
 
 
@@ -283,6 +285,26 @@ class TestBadModels:
         segment = open_cpu(hand_written(tmp_path))
         with pytest.raises(ModelOutputError, match="returned NaN or infinity; check its weights"):
             segment([smooth_picture(8, 9)])
+
+    def test_sides_that_the_network_cannot_take(self, tmp_path: Path) -> None:
+        down = {"kernel_shape": [2, 2], "strides": [2, 2]}
+        nodes = [
+            helper.make_node("MaxPool", ["pixels"], ["half"], **down),
+            helper.make_node("DepthToSpace", ["twelve"], ["whole"], blocksize=2),
+            helper.make_node("Concat", ["half", "half", "half", "half"], ["twelve"], axis=1),
+            helper.make_node("Add", ["pixels", "whole"], ["sum"]),
+            helper.make_node("Concat", ["sum", "sum"], ["six"], axis=1),
+            helper.make_node("Slice", ["six", "zero", "four", "one"], ["scores"]),
+        ]
+        nodes[1], nodes[2] = nodes[2], nodes[1]
+        constants = {"zero": [0], "four": [4], "one": [1]}
+        save_graph(tmp_path / "model.onnx", nodes, given=[1, 4, "h", "w"], **constants)
+        segment = open_cpu(hand_written(tmp_path))
+        segment([smooth_picture(8, 12)])
+        with pytest.raises(
+            ModelOutputError, match=r"set dense\.input\.multiple_of in bundle\.yaml"
+        ):
+            segment([smooth_picture(8, 11)])
 
     def test_recovers_after_a_bad_frame(self, tmp_path: Path) -> None:
         nodes = [

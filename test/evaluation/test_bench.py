@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import smooth_picture
 
@@ -13,6 +15,7 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation import bench
 from sparserefine_ros.evaluation.measure import write_figures
+from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES
 
@@ -54,6 +57,35 @@ def test_wrong_labels_are_not_timed(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bench, "reference_labels", lambda *_: wrong)
     with pytest.raises(SparseRefineError, match="timings of wrong results mean nothing"):
         bench.compare_with_reference(pipeline, picture)
+
+
+@pytest.mark.parametrize("right", [0.9999, 0.9985, 0.997])
+def test_how_much_is_asked_for(
+    bundle: Bundle, right: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of float32 more than of half precision, whatever the names of engine and processor."""
+    labels = np.zeros((100, 100), np.uint8)
+    wrong = labels.copy()
+    wrong.flat[: round((1 - right) * wrong.size)] = 1
+    monkeypatch.setattr(bench, "reference_labels", lambda *_: wrong)
+    monkeypatch.setattr(bench, "_whole", lambda _: SimpleNamespace(labels=labels))
+    exact, half = Pipeline(bundle, PipelineOptions(sparse_backend="pytorch")), Pipeline(bundle)
+    half.is_exact = False
+    picture = smooth_picture(40, 56)
+    for pipeline, least in ((exact, 0.9999), (half, 0.998)):
+        if right >= least:
+            assert bench.compare_with_reference(pipeline, picture) == right
+        else:
+            with pytest.raises(SparseRefineError, match="timings of wrong results mean nothing"):
+                bench.compare_with_reference(pipeline, picture)
+
+
+def test_what_is_exact(bundle: Bundle) -> None:
+    engines = {"pytorch": True, "dense": True, "dense-bfloat16": False}
+    if compiled_kernels() is not None:
+        engines |= {"compiled": True, "compiled-bfloat16": False}
+    for engine, exact in engines.items():
+        assert Pipeline(bundle, PipelineOptions(sparse_backend=engine)).is_exact is exact
 
 
 def test_size_is_width_by_height() -> None:

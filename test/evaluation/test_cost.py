@@ -163,16 +163,16 @@ def test_layout_of_the_input_is_followed(bundle: Bundle, tmp_path: Path, layout:
 
 def test_open_shapes_are_named(bundle: Bundle, tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Unheard", ["image"], ["mystery"], domain="elsewhere"),
+        helper.make_node("Reshape", ["image", "sides"], ["mystery"]),
         helper.make_node("Conv", ["mystery", "kernel"], ["logits"], name="the_conv"),
     ]
+    sides = helper.make_tensor_value_info("sides", TensorProto.INT64, [4])
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "h", "w"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, "h", "w"])
     kernel = onnx.numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "kernel")
-    graph = helper.make_graph(nodes, "open", [image], [logits], [kernel])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("elsewhere", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "dense.onnx")
-    cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
+    graph = helper.make_graph(nodes, "open", [image, sides], [logits], [kernel])
+    onnx.save(helper.make_model(graph), tmp_path / "dense.onnx")
+    cost = DenseCounter(with_model(bundle, tmp_path, name="image"))((8, 8))
     assert (cost.parameters, cost.macs) == (12, None)
     assert "leaves the shapes of Conv 'the_conv' open" in cost.missing
 
@@ -187,6 +187,51 @@ def test_products_that_are_not_looked_into_are_named(bundle: Bundle, tmp_path: P
     cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
     assert (cost.parameters, cost.macs) == (12, None)
     assert "those of Einsum are not counted" in cost.missing
+
+
+CONVOLUTION = helper.make_node("Conv", ["image", "kernel"], ["logits"])
+MACS = 8 * 8 * 4 * 3
+
+
+def save_model(
+    folder: Path, nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto], **weights: Any
+) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "h", "w"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, "h", "w"])
+    constants = [onnx.numpy_helper.from_array(each, name) for name, each in weights.items()]
+    graph = helper.make_graph(nodes, "graph", [image], [logits], constants)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions)
+    onnx.save(model, folder / "dense.onnx")
+
+
+def test_functions_of_the_model_are_looked_into(bundle: Bundle, tmp_path: Path) -> None:
+    body = helper.make_node("Conv", ["a", "b"], ["c"])
+    function = helper.make_function(
+        "mine", "Block", ["a", "b"], ["c"], [body], [helper.make_opsetid("", 17)]
+    )
+    call = helper.make_node("Block", ["image", "kernel"], ["logits"], domain="mine")
+    save_model(tmp_path, [call], [function], kernel=np.ones((4, 3, 1, 1), np.float32))
+    cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
+    assert cost == DenseCost(parameters=12, macs=MACS)
+
+
+def test_operators_nobody_knows_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    call = helper.make_node("Block", ["image", "kernel"], ["logits"], domain="mine")
+    save_model(tmp_path, [call], [], kernel=np.ones((4, 3, 1, 1), np.float32))
+    cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
+    assert cost.macs is None
+    assert "those of Block are not counted" in cost.missing
+
+
+def test_quantised_weights_count(bundle: Bundle, tmp_path: Path) -> None:
+    unpack = helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["kernel"], axis=0)
+    save_model(
+        tmp_path, [unpack, CONVOLUTION], [], small=np.ones((4, 3, 1, 1), np.int8),
+        scale=np.ones(4, np.float32), zero=np.zeros(4, np.int8),
+    )  # fmt: skip
+    cost = DenseCounter(with_model(bundle, tmp_path))((8, 8))
+    assert cost == DenseCost(parameters=12, macs=MACS)
 
 
 def test_without_onnx_nothing_is_counted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

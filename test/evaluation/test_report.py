@@ -158,6 +158,20 @@ def test_pictures_of_another_kind_are_not_replaced(whole: Evaluation, tmp_path: 
     assert mine.read_bytes() == b"sun"
 
 
+def test_what_is_no_report_s_is_not_replaced(
+    whole: Evaluation, gallery: Gallery, tmp_path: Path
+) -> None:
+    (tmp_path / "scores.csv").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"where scores\.csv is not of such a report"):
+        prepare_report(tmp_path)
+    (tmp_path / "scores.csv").unlink()
+    write_report(whole, tmp_path, gallery)
+    (tmp_path / "pictures" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"where pictures/notes\.txt is not of such"):
+        write_report(whole, tmp_path, gallery)
+    assert (tmp_path / "pictures" / "notes.txt").read_text() == "mine"
+
+
 def test_a_failure_leaves_the_earlier_report(
     whole: Evaluation, gallery: Gallery, tmp_path: Path
 ) -> None:

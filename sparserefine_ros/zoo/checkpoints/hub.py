@@ -177,11 +177,12 @@ def _read_normalisation(folder: Path, otherwise: Normalisation) -> Normalisation
     fields = _read_json(path)
     if not fields.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif "image_mean" in fields and "image_std" in fields:
+    elif fields.get("image_mean") and fields.get("image_std"):
         mean, std = fields["image_mean"], fields["image_std"]
     else:
         return otherwise
-    unit = 1.0 / fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 1.0
+    factor = fields.get("rescale_factor") or 1 / 255
+    unit = 1.0 / factor if fields.get("do_rescale", True) else 1.0
     red, green, blue = (
         (round(unit * m, 4), round(unit * s, 4)) for m, s in zip(mean, std, strict=True)
     )

@@ -92,9 +92,11 @@ def test_mask2former_equals_the_model_that_was_saved(tmp_path: Path) -> None:
         ({"image_mean": [9, 8, 7], "image_std": [1, 2, 3], "do_rescale": False}, (9, 8, 7),
          (1, 2, 3)),
         ({"do_normalize": False}, (0, 0, 0), (255, 255, 255)),
+        ({"image_mean": None, "image_std": None, "rescale_factor": None},
+         (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
         (None, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     ],
-    ids=["scaled", "bytes", "none", "no-file"],
+    ids=["scaled", "bytes", "none", "null", "no-file"],
 )  # fmt: skip
 def test_normalisation_on_the_byte_scale(
     tmp_path: Path,
