@@ -88,8 +88,8 @@ class DenseCost:
     """What a dense model costs at one input size.
 
     Attributes:
-        parameters: elements of its floating-point or quantised weights; norms that are not folded into a
-            convolution bring their running statistics along. None when not counted.
+        parameters: elements of its weights, floating-point or quantised; norms that are not folded
+            into a convolution bring their running statistics along. None when not counted.
         macs: of its Conv, ConvTranspose, Gemm and MatMul nodes; None when not counted.
         missing: why something was not counted; empty when everything was.
     """
@@ -155,16 +155,15 @@ def _count_weights(graph: onnx.GraphProto) -> int:
 
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
     quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    # Scales and zero points are how the weights are written, no weights.
-    written = {
-        name for node in graph.node if node.op_type in _QUANTISERS for name in node.input[1:]
-    }
-    constants = {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    # Scales and zero points are no weights.
+    scales = {name for n in graph.node if n.op_type in _QUANTISERS for name in n.input[1:]}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     return sum(
         math.prod(tensor.dims)
-        for name, tensor in (*((each.name, each) for each in graph.initializer), *constants.items())
+        for name, tensor in tensors.items()
         if tensor.dims
-        and name not in written
+        and name not in scales
         and (tensor.data_type in floating or name in quantised)
     )
 
