@@ -26,7 +26,7 @@ from sparserefine_ros.evaluation.evaluate import evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.storage import read_json, write_json
 from sparserefine_ros.evaluation.subset import Subset
-from sparserefine_ros.files import write_text_whole
+from sparserefine_ros.files import prepare_folder, write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.training.recipe import SelectorRecipe
 from sparserefine_ros.training.refiner import train_refiner
@@ -105,8 +105,7 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
 def _check_folder(folder: Path, origin: _Origin) -> None:
     """Check that the folder holds these runs, or can."""
     path = folder / RECIPE_FILE
-    if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"expected a folder for the ablation, {folder} is none")
+    prepare_folder(folder)
     if path.exists() and read_yaml(path, _Origin, ConfigurationError) != origin:
         raise ConfigurationError(
             f"{folder} holds an ablation of another recipe, model or data, see {path}; "
@@ -117,7 +116,6 @@ def _check_folder(folder: Path, origin: _Origin) -> None:
 def _claim(folder: Path, origin: _Origin) -> None:
     """Note in the folder what it holds."""
     path = folder / RECIPE_FILE
-    folder.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     write_yaml(aside, origin, heading="What the runs of this folder depend on")
     aside.replace(path)

@@ -49,6 +49,8 @@ _CITYSCAPES: Final = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
+# Label ids in the files: 0 and up.
+_CITYSCAPES_IDS: Final = 34
 _CITYSCAPES_LEGEND: Final[Legend] = tuple((name, colour) for _, name, colour in _CITYSCAPES)
 _CAMVID_LEGEND: Final[Legend] = tuple(zip(CLASS_NAMES, CLASS_COLOURS, strict=True))
 _VOC_LEGEND: Final[Legend] = (
@@ -104,7 +106,7 @@ def _class_ids(legend: Legend) -> IndexLabels:
 
 
 def cityscapes(root: Path, split: Split) -> PairedDataset:
-    """Cityscapes, fine annotations, 19 classes; the other label ids count as unlabelled.
+    """Cityscapes, fine annotations, 19 classes; its other label ids count as unlabelled.
 
     Label files `*_labelIds.png` are read, or `*_labelTrainIds.png` where only these exist.
     """
@@ -120,12 +122,10 @@ def cityscapes(root: Path, split: Split) -> PairedDataset:
     )
     add = "_gtFine_labelTrainIds" if train_ids else "_gtFine_labelIds"
     pairs = pair_by_name(pictures, images, labels, drop="_leftImg8bit", add=add)
-    to_train_id = {label_id: train_id for train_id, (label_id, *_) in enumerate(_CITYSCAPES)}
-    decode = (
-        _class_ids(_CITYSCAPES_LEGEND)
-        if train_ids
-        else IndexLabels(to_train_id, others=IGNORED_LABEL)
-    )
+    # The licence plate, -1, is 255 in a file.
+    to_train_id = dict.fromkeys((*range(_CITYSCAPES_IDS), 255), IGNORED_LABEL)
+    to_train_id |= {label_id: train_id for train_id, (label_id, *_) in enumerate(_CITYSCAPES)}
+    decode = _class_ids(_CITYSCAPES_LEGEND) if train_ids else IndexLabels(to_train_id)
     return PairedDataset(pairs, _CITYSCAPES_LEGEND, decode, origin=origin)
 
 

@@ -3,18 +3,27 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Final
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from sparserefine_ros.bundle_spec import DenseInput
 from sparserefine_ros.data.datasets import Sample, Split, open_dataset
 from sparserefine_ros.data.transforms import Augmentation
 from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.training.batches import EpochDataset
 from sparserefine_ros.training.cache import CachedItems, progress
-from sparserefine_ros.training.loop import EpochDataset
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, TrainingRecipe
+
+# Relative difference of two factors that does not matter; sides are rounded.
+_ALIKE: Final = 0.1
+
+_logger = logging.getLogger(__name__)
 
 
 def check_classes(recipe: TrainingRecipe, class_names: tuple[str, ...]) -> None:
@@ -32,6 +41,25 @@ def check_classes(recipe: TrainingRecipe, class_names: tuple[str, ...]) -> None:
                 f"{data}: expected data with the model's classes {list(class_names)}, "
                 f"got {list(found)}"
             )
+
+
+def compare_scales(taken: DenseInput, crop: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Warn where a dense model sees crops and whole pictures, (H, W), reduced differently.
+
+    What learns from its mistakes on crops would meet others on pictures.
+    """
+    factors = []
+    for size in (crop, picture):
+        low_res_size = taken.low_res_size(size)
+        factors.append([full / low for full, low in zip(size, low_res_size, strict=True)])
+    of_crop, of_picture = factors
+    if any(abs(a / b - 1.0) > _ALIKE for a, b in zip(of_crop, of_picture, strict=True)):
+        _logger.warning(
+            "the dense model sees crops of %d x %d reduced %.2f times and pictures of %d x %d "
+            "%.2f times, so that the training learns from other mistakes than it will meet; choose "
+            "crop: [%d, %d], or a model with free sides and dense.input.scale in its bundle",
+            *crop, of_crop[0], *picture, of_picture[0], *picture,
+        )  # fmt: skip
 
 
 class AugmentedCrops(EpochDataset):

@@ -71,6 +71,18 @@ class DenseTask:
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
         if self.source is not None:
             self._start_from(self.source)
+        self._check_crop(recipe.augmentation.crop)
+
+    def _check_crop(self, crop: tuple[int, int]) -> None:
+        """See that batch norm gets more than one value of a single crop."""
+        stride = 2 ** len(self.module.encoder.widths)
+        size = self.input.low_res_size(crop)
+        if max(size) <= stride:
+            raise ConfigurationError(
+                f"expected crops of more than a pixel for the network's deepest level, at stride "
+                f"{stride}, got crop: {list(crop)}, {size[0]} x {size[1]} at low resolution; "
+                "choose larger crops, or fewer levels"
+            )
 
     def _start_from(self, source: Bundle) -> None:
         if source.spec.dense.input.normalisation != self.input.normalisation:

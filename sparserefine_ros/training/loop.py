@@ -8,20 +8,19 @@ runs in one process or in several (data parallel), on GPUs or on the CPU, see `p
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.training.average import moving_average
+from sparserefine_ros.training.batches import EpochDataset, in_groups, make_batches
 from sparserefine_ros.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from sparserefine_ros.training.log import TrainingLog
 from sparserefine_ros.training.memory import keep_freed_memory, return_freed_memory
@@ -51,19 +50,6 @@ class Task(Protocol):
         """How good `module` is on the validation data, 0 .. 1; such as mean IoU."""
 
 
-class EpochDataset(Dataset[Any]):
-    """A data set whose items depend on the epoch only through `set_epoch`."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose crops come next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-
 def fit(
     task: Task,
     schedule: Schedule,
@@ -81,14 +67,14 @@ def fit(
         folder: checkpoints `last.pt` and `best.pt` and the log go here.
         seed: order of the crops.
         resume: go on from `last.pt` where there is one.
-        origin: what else the result depends on, as plain values; a run goes on only where it is
+        origin: what else the weights depend on, as plain values; a run goes on only where it is
             the same.
 
     Raises:
         ConfigurationError: `folder` already holds a run and `resume` is false, it holds the run of
             another network or origin, or a package that `schedule` needs is not installed.
-        SparseRefineError: the loss became NaN or infinite, no validation pixel is labelled, or a
-            file cannot be written.
+        SparseRefineError: loss, gradient or weights became NaN or infinite, no pixel is labelled,
+            the processes that prepare the crops died, or a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_existing_run(folder, resume=resume)
@@ -98,6 +84,7 @@ def fit(
     with run.progress_bar(first) as bar:
         for epoch in range(first, schedule.epochs):
             loss = run.train_epoch(epoch, bar)
+            run.check_weights(epoch)
             last = epoch + 1 == schedule.epochs
             score = math.nan
             if last or (epoch + 1) % schedule.validate_every == 0:
@@ -139,17 +126,14 @@ class _Run:
             keep_freed_memory()
         self._bfloat16 = schedule.bfloat16 and can_use_bfloat16(self._device)
         task.module.to(self._device)
-        self.average = AveragedModel(
-            task.module,
-            multi_avg_fn=get_ema_multi_avg_fn(schedule.average_decay),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
+        self.average = moving_average(task.module, schedule.average_decay)
         optimiser = torch.optim.AdamW(
             task.module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
         self._generator = torch.Generator()
+        batches = make_batches(task.crops, task.collate, schedule, self._generator)
         self._loss_of, self.optimiser, self._batches = self._accelerator.prepare(
-            _LossOf(task), optimiser, _batches(task, schedule, self._generator)
+            _LossOf(task), optimiser, batches
         )
         self.steps = math.ceil(len(self._batches) / schedule.accumulate)
         self.best = -math.inf
@@ -172,7 +156,7 @@ class _Run:
         self._generator.manual_seed(self._seed * 100_003 + epoch)
         bar.set_description(f"epoch {epoch + 1}/{self.schedule.epochs}")
         total, count = 0.0, 0
-        for step, group in enumerate(_groups(self._batches, self.schedule.accumulate)):
+        for step, group in enumerate(in_groups(self._batches, self.schedule.accumulate)):
             for parameters in self.optimiser.param_groups:
                 parameters["lr"] = learning_rate(self.schedule, epoch + step / self.steps)
             total += self._update(group, epoch)
@@ -180,7 +164,14 @@ class _Run:
             bar.update()
             bar.set_postfix(loss=f"{total / count:.3f}", best=f"{max(self.best, 0):.3f}")
         mean = torch.tensor(total / count, dtype=torch.float64, device=self._device)
-        return float(self._accelerator.reduce(mean, "mean"))
+        loss = float(self._accelerator.reduce(mean, "mean"))
+        if loss == 0.0:
+            raise SparseRefineError(
+                f"expected training data with labelled pixels, and a selector that takes some of "
+                f"them, found none in epoch {epoch + 1}; correct train, its label files or the "
+                "selector"
+            )
+        return loss
 
     def _update(self, group: list[Any], epoch: int) -> float:
         """One step on the mean loss of some batches; return the sum of their losses."""
@@ -194,12 +185,20 @@ class _Run:
                     loss = self._loss_of(batch)
                 total += _finite(loss, epoch)
                 self._accelerator.backward(loss / len(group))
-        self._accelerator.clip_grad_norm_(
+        norm = self._accelerator.clip_grad_norm_(
             self.task.module.parameters(), self.schedule.gradient_clip
         )
+        if norm is not None and not math.isfinite(norm):
+            raise _diverged("gradient", float(norm), epoch)
         self.optimiser.step()
         self.average.update_parameters(self.task.module)
         return total
+
+    def check_weights(self, epoch: int) -> None:
+        """Raise SparseRefineError where a step has spoilt the weights."""
+        values = self.task.module.state_dict().values()
+        if not all(bool(each.isfinite().all()) for each in values):
+            raise _diverged("network", "weights that are not", epoch)
 
     def validate(self, path: Path) -> float:
         """Score the averaged weights, and save them to `path` when they are the best so far."""
@@ -242,8 +241,13 @@ class _Run:
                 f"{path} does not fit the recipe; resume with the recipe that wrote it, or choose "
                 f"another folder ({err})"
             ) from err
-        self.best = state["best"]
-        return int(state["epochs_done"])
+        self.best, done = state["best"], int(state["epochs_done"])
+        if done > self.schedule.epochs:
+            raise ConfigurationError(
+                f"{path} has {done} epochs, the recipe asks for {self.schedule.epochs}; resume "
+                "with as many or more, or choose another folder"
+            )
+        return done
 
     def take_best(self, path: Path) -> None:
         """Put the best weights into the task's module, on the CPU."""
@@ -261,42 +265,24 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
 
 
 def _check_origin(found: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
-    other = [key for key in found if found[key] != expected.get(key)]
+    other = [key for key in found.keys() & expected.keys() if found[key] != expected[key]]
     if other:
         raise ConfigurationError(
             f"{path} was trained with another {', '.join(other)} ({other[0]}: {found[other[0]]}, "
-            f"now {expected.get(other[0])}); resume with the recipe that wrote it, or choose "
+            f"now {expected[other[0]]}); resume with the recipe that wrote it, or choose "
             "another folder"
         )
-
-
-def _batches(task: Task, schedule: Schedule, generator: torch.Generator) -> DataLoader[Any]:
-    return DataLoader(
-        task.crops,
-        batch_size=schedule.batch_size,
-        shuffle=True,
-        generator=generator,
-        num_workers=schedule.workers,
-        collate_fn=task.collate,
-    )
-
-
-def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Join up to `size` batches."""
-    iterator = iter(batches)
-    try:
-        while group := list(itertools.islice(iterator, size)):
-            yield group
-    except SparseRefineError as err:
-        # A worker of the batches puts its traceback in front of what the error said.
-        raise type(err)(str(err).rpartition(f"{type(err).__name__}: ")[2].strip()) from err
 
 
 def _finite(loss: Tensor, epoch: int) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise SparseRefineError(
-            f"expected a finite loss, got {value} in epoch {epoch + 1}; "
-            f"lower learning_rate, then resume from {LAST}, which is from before"
-        )
+        raise _diverged("loss", value, epoch)
     return value
+
+
+def _diverged(what: str, value: float | str, epoch: int) -> SparseRefineError:
+    return SparseRefineError(
+        f"expected a finite {what}, got {value} in epoch {epoch + 1}; "
+        f"lower learning_rate, then resume from {LAST}, which is from before"
+    )

@@ -93,7 +93,7 @@ class TrainingRecipe(Record):
     """
 
     name: str = Field(min_length=1)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train: tuple[DataSource, ...] = Field(min_length=1)
     validate_on: str
     class_balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -105,11 +105,12 @@ class TrainingRecipe(Record):
         return tuple(os.path.expandvars(source.data).split(":")[0] for source in self.train)
 
     def origin(self, bundle_digest: str = "") -> dict[str, Any]:
-        """What a run of this recipe depends on beside the schedule, as plain values.
+        """What the weights of this recipe's run depend on beside the schedule, as plain values.
 
         The schedule may change when a run goes on; the digest is of the bundle trained for.
         """
-        return {**self.model_dump(mode="json", exclude={"schedule"}), "bundle": bundle_digest}
+        left_out = {"schedule", "calibrate"}  # a refiner is calibrated when its weights are done
+        return {**self.model_dump(mode="json", exclude=left_out), "bundle": bundle_digest}
 
 
 class ResidualEncoderRecipe(Record):

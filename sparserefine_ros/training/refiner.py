@@ -46,7 +46,7 @@ from sparserefine_ros.refiner import (
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.cache import CachedItems
-from sparserefine_ros.training.crops import AugmentedCrops, check_classes
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes, compare_scales
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
@@ -59,8 +59,9 @@ from sparserefine_ros.weights import save_weights
 
 WEIGHTS_FILE = "refiner.safetensors"
 
-# Of a frame, to fit one number.
-_CALIBRATION_PIXELS: Final = 20_000
+# Pixels to fit one number to.
+_MOST_OF_A_FRAME: Final = 20_000
+_MOST_OF_ALL: Final = 1 << 21
 
 _logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class RefinerTask:
         self._teacher = Teacher(recipe.teacher, bundle) if recipe.teacher else None
         self._look = open_dense_stage(self.bundle, threads=threads_per_process())
         validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
+        height, width = validation[0].labels.shape
+        compare_scales(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
         self._validation = CachedItems(
             lambda index: self._select(validation[index], whole),
             len(validation),
@@ -124,8 +127,11 @@ class RefinerTask:
 
     def loss(self, batch: list[Sample]) -> Tensor:
         """Loss of the refined plus that of the fused logits at the selected pixels."""
-        pixels_per_crop = batch[0].labels.size
-        crops = [self._select(sample, self._selector) for sample in batch]
+        pixels_per_crop, teach, device = batch[0].labels.size, self._teacher, device_of(self.module)
+        # What is frozen computes as at inference.
+        with torch.autocast("cpu", enabled=False):
+            crops = [self._select(sample, self._selector) for sample in batch]
+            taught = [teach(c.sample.image, c.selection) for c in crops] if teach else []
         sites = torch.cat(
             [crop.selection.pixels + i * pixels_per_crop for i, crop in enumerate(crops)]
         )
@@ -140,7 +146,6 @@ class RefinerTask:
                 for crop, blocks in zip(crops, blocks_of, strict=True)
             ]
         )
-        teach, device = self._teacher, device_of(self.module)
         dense_logits = torch.cat(
             [
                 blocks.sample(crop.dense.logits)
@@ -148,15 +153,11 @@ class RefinerTask:
             ]
         ).to(device)
         truth = torch.cat([_labels_at(crop) for crop in crops]).to(device)
-        taught = (
-            torch.cat([teach(crop.sample.image, crop.selection) for crop in crops], 1).to(device)
-            if teach
-            else None
-        )
+        goal = torch.cat(taught, 1).to(device) if taught else None
         refined_logits = self.module.extractor(features.to(device), plan.to(device))
         fused_logits = self.module.ensembler(dense_logits, refined_logits)
         return sum(
-            (self._loss_of(logits, truth, taught) for logits in (refined_logits, fused_logits)),
+            (self._loss_of(logits, truth, goal) for logits in (refined_logits, fused_logits)),
             start=refined_logits.new_zeros(()),
         )
 
@@ -207,8 +208,10 @@ class RefinerTask:
         dense_logits = blocks.sample(frame.dense.logits)
         features = self._sample_features(frame.sample.image, frame.dense, blocks)
         fused = module.ensembler(dense_logits, module.extractor(features, plan))
-        step = -(-selection.count // _CALIBRATION_PIXELS)
-        return fused[::step], _labels_at(frame)[::step]
+        wanted = max(1, min(_MOST_OF_A_FRAME, _MOST_OF_ALL // len(self._validation)))
+        step = -(-selection.count // wanted)
+        # Copies: views would keep the whole of every frame.
+        return fused[::step].clone(), _labels_at(frame)[::step].clone()
 
     def score(self, module: nn.Module) -> float:
         """Mean IoU at full resolution through the inference stages, on the CPU."""
@@ -264,7 +267,7 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
         SparseRefineError: see `sparserefine_ros.training.loop.fit`.
     """
     check_classes(recipe, bundle.class_names)
-    prepare_run_folder(folder, WEIGHTS_FILE, resume=resume)
+    prepare_run_folder(folder, WEIGHTS_FILE, resume=resume, bundle=bundle)
     task = RefinerTask(recipe, bundle)
     origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
-from sparserefine_ros.bundle import BUNDLE_FILE, check_bundle_folder
+from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, check_bundle_folder
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.files import prepare_folder
 from sparserefine_ros.training.checkpoint import BEST, LAST
 from sparserefine_ros.training.log import LOG
 
 BUNDLE: Final = "bundle"
+
+_logger = logging.getLogger(__name__)
 
 
 def refuse_existing_run(folder: Path, *, resume: bool) -> None:
@@ -23,17 +26,20 @@ def refuse_existing_run(folder: Path, *, resume: bool) -> None:
         )
 
 
-def prepare_run_folder(folder: Path, weights: str, *, resume: bool) -> None:
+def prepare_run_folder(
+    folder: Path, weights: str, *, resume: bool, bundle: Bundle | None = None
+) -> None:
     """Make the folder of a run, and see that the run will overwrite nothing else.
 
     Args:
         folder: of the run.
         weights: name of the file with the trained weights.
         resume: whether a run that the folder holds goes on.
+        bundle: what is trained for; None without one.
 
     Raises:
         ConfigurationError: it is none or cannot be made, it is a bundle, it already holds a run and
-            `resume` is false, or it holds files of the same names but no run.
+            `resume` is false, it holds files of the same names but no run, or the bundle itself.
         BundleError: its `bundle` is something else than a bundle.
     """
     prepare_folder(folder)
@@ -43,11 +49,19 @@ def prepare_run_folder(folder: Path, weights: str, *, resume: bool) -> None:
             "would overwrite; choose another folder"
         )
     refuse_existing_run(folder, resume=resume)
-    if not resume:
-        for name in (BEST, LOG, weights):
+    if not (folder / LAST).exists():
+        # A run that was stopped in its first epochs may have left the others.
+        for name in (weights,) if resume else (BEST, LOG, weights):
             if (folder / name).exists():
                 raise ConfigurationError(
                     f"expected a new folder or one of a run, got {folder} with {name}, which the "
                     "training would overwrite; delete it, or choose another folder"
                 )
+        if resume:
+            _logger.warning("%s holds no run to resume: a new one begins", folder)
+    if bundle is not None and bundle.folder.resolve() == (folder / BUNDLE).resolve():
+        raise ConfigurationError(
+            f"expected another folder than that of the bundle trained for, which the trained one "
+            f"in {folder / BUNDLE} would replace; choose another"
+        )
     check_bundle_folder(folder / BUNDLE)

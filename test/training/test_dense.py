@@ -223,6 +223,12 @@ class TestTrainDense:
         assert bundle.spec.dense.features is not None
         assert bundle.spec.dense.features.channels == 5
 
+    def test_crops_of_which_the_deepest_level_sees_one_pixel(self) -> None:
+        crops = AugmentationRecipe(crop=(14, 16))
+        with pytest.raises(ConfigurationError, match=r"at stride 8, got crop: .* 8 x 8 at"):
+            DenseTask(make_recipe(augmentation=crops))
+        DenseTask(make_recipe(augmentation=AugmentationRecipe(crop=(14, 24))))
+
     @pytest.mark.parametrize(
         "names", [CLASS_NAMES[:5], CLASS_NAMES[::-1]], ids=["too-few", "another-order"]
     )

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_task import SCHEDULE, ToyCrops, ToyTask, Weights, copy_of
+from toy_task import SCHEDULE, ToyTask, Weights, copy_of
 
-from sparserefine_ros.errors import ConfigurationError, DatasetError, SparseRefineError
+from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.training import processes
 from sparserefine_ros.training.checkpoint import BEST, LAST, save_checkpoint
 from sparserefine_ros.training.log import LOG
@@ -131,6 +131,14 @@ class TestResume:
         assert (tmp_path / LAST).read_bytes() == before
         fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True, origin=origin)
         assert load(tmp_path / LAST)["epochs_done"] == SCHEDULE.epochs
+
+    def test_fewer_epochs_than_are_done(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+        schedule = SCHEDULE.model_copy(update={"epochs": 3})
+        with pytest.raises(ConfigurationError, match="has 5 epochs, the recipe asks for 3; resume"):
+            fit(ToyTask(), schedule, folder, seed=3, resume=True)
 
     def test_a_checkpoint_from_before_the_origin_was_noted(
         self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
@@ -274,6 +282,42 @@ class TestBadLoss:
         assert fit(resumed, SCHEDULE, tmp_path, seed=3, resume=True) == uninterrupted[1]
         assert same(copy_of(resumed.module.state_dict()), uninterrupted[2])
 
+    def test_a_step_that_spoils_the_weights_is_not_saved(
+        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
+    ) -> None:
+        """The last one of an epoch, which no loss comes after."""
+
+        class Spoilt(ToyTask):
+            def loss(self, batch: Tensor) -> Tensor:
+                found = super().loss(batch)
+                if len(self.seen) == 9:  # its gradient is not finite though it is
+                    weight = next(iter(self.module.parameters()))
+                    found = found + (weight.sum() * 0.0).sqrt()
+                return found
+
+        message = r"expected a finite gradient, got nan in epoch 3; lower learning_rate"
+        with pytest.raises(SparseRefineError, match=message):
+            fit(Spoilt(), SCHEDULE, tmp_path, seed=3, resume=False)
+        assert load(tmp_path / LAST)["epochs_done"] == 2
+        resumed = ToyTask(seed=99)
+        assert fit(resumed, SCHEDULE, tmp_path, seed=3, resume=True) == uninterrupted[1]
+
+    def test_weights_that_are_not_finite_are_not_saved(self, tmp_path: Path) -> None:
+        class Overflowing(ToyTask):
+            def loss(self, batch: Tensor) -> Tensor:
+                if len(self.seen) == 5:  # as statistics of a norm do
+                    self.module[1].running_var.fill_(math.inf)  # type: ignore[operator, union-attr]
+                return super().loss(batch)
+
+        with pytest.raises(SparseRefineError, match="finite network, got weights that are not"):
+            fit(Overflowing(), SCHEDULE, tmp_path, seed=3, resume=False)
+        assert load(tmp_path / LAST)["epochs_done"] == 1
+
+    def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
+        task = ToyTask(loss_hook=lambda _: 0.0)
+        with pytest.raises(SparseRefineError, match=r"training data with labelled pixels, .* 1;"):
+            fit(task, SCHEDULE, tmp_path, seed=3, resume=False)
+
     def test_a_score_that_is_never_a_number(self, tmp_path: Path) -> None:
         # What validation data without a single labelled pixel gives.
         task = ToyTask(scores=[math.nan] * 5)
@@ -340,43 +384,6 @@ class TestEpoch:
         schedule = SCHEDULE.model_copy(update={"workers": 1})
         assert fit(task, schedule, tmp_path, seed=3, resume=False) == uninterrupted[1]
         assert same(copy_of(task.module.state_dict()), uninterrupted[2])
-
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_an_item_that_cannot_be_read_is_told_without_a_traceback(
-        self, workers: int, tmp_path: Path
-    ) -> None:
-        class Unreadable(ToyCrops):
-            def __getitem__(self, index: int) -> Tensor:
-                raise DatasetError("3.png: expected labels of 0 .. 4, got 9")
-
-        task = ToyTask()
-        task.crops = Unreadable(ITEMS)
-        schedule = SCHEDULE.model_copy(update={"workers": workers})
-        with pytest.raises(DatasetError) as told:
-            fit(task, schedule, tmp_path, seed=3, resume=False)
-        assert str(told.value) == "3.png: expected labels of 0 .. 4, got 9"
-
-
-class TestAverage:
-    @pytest.mark.parametrize("decay", [0.0, 0.7])
-    def test_moving_average_of_the_weights(self, tmp_path: Path, decay: float) -> None:
-        history: list[Weights] = []
-        task = ToyTask()
-
-        def remember(step: int) -> float:
-            if step > 1:
-                history.append(copy_of(task.module.state_dict()))
-            return 1.0
-
-        task._hook = remember
-        schedule = SCHEDULE.model_copy(update={"epochs": 1, "average_decay": decay})
-        fit(task, schedule, tmp_path, seed=3, resume=False)
-        history.append(load(tmp_path / LAST)["module"])
-        # The state a hook sees holds the previous step's weights; its batch norm ran since.
-        expected = history[0]["3.weight"]
-        for weights in history[1:]:
-            expected = decay * expected + (1 - decay) * weights["3.weight"]
-        torch.testing.assert_close(task.scored[-1]["3.weight"], expected)
 
 
 class TestLearningRate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_pointwise_onnx
+from conftest import with_sections, write_pointwise_onnx
 from numpy.typing import NDArray
 from oracle import DenseUNet, grid_to_rows
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,12 +29,14 @@ from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefin
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
 from sparserefine_ros.refiner import FeatureSampler, SelectedBlocks, load_refiner
+from sparserefine_ros.selectors import SelectorNet
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training import cache
 from sparserefine_ros.training import refiner as module_under_test
 from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, RefinerRecipe, Schedule
 from sparserefine_ros.training.refiner import RefinerTask, train_refiner
+from sparserefine_ros.weights import save_weights
 
 CLASSES = len(CLASS_NAMES)
 THRESHOLD = 1.2
@@ -262,6 +266,55 @@ class TestLoss:
         # Eight bits of mantissa through some ten layers.
         assert mixed.item() == pytest.approx(plain.item(), rel=0.05)
 
+    def test_what_is_frozen_stays_in_float32(self, camvid: str, tmp_path: Path) -> None:
+        """A learnt selector chooses the same pixels as at inference."""
+        foreign = hand_written(tmp_path, scale=0.5)
+        save_weights(SelectorNet(CLASSES), tmp_path / "selector.safetensors")
+        learnt = {"kind": "learnable", "file": {"path": "selector.safetensors"}, "threshold": 0.5}
+        bundle = with_sections(foreign.folder, selector=learnt)
+        task = RefinerTask(make_recipe(camvid, selector=None), bundle)
+        items = [task.crops[0], task.crops[1]]
+        taken = [task._select(item, task._selector).selection.pixels for item in items]
+        seen: list[Tensor] = []
+        task._selector.score = remembering(task._selector.score, seen)  # type: ignore[method-assign]
+        with torch.autocast("cpu", torch.bfloat16):
+            task.loss(items)
+        assert [score.dtype for score in seen] == 2 * [torch.float32]
+        assert sum(pixels.numel() for pixels in taken) > 0
+
+    @pytest.mark.parametrize("told", [False, True])
+    def test_crops_that_a_model_of_fixed_size_sees_otherwise_than_pictures(
+        self,
+        camvid: str,
+        tmp_path: Path,
+        told: bool,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        hand_written(tmp_path, scale=0.5)
+        fields = yaml.safe_load((tmp_path / "bundle.yaml").read_text())
+        height, width = open_dataset(camvid, "val")[0].labels.shape
+        fields["dense"]["input"] = {"size": [height // 2, width // 2]}
+        (tmp_path / "bundle.yaml").write_text(yaml.safe_dump(fields))
+        crop = (36, 50) if told else (height, width)
+        recipe = make_recipe(camvid, augmentation=AugmentationRecipe(crop=crop))
+        RefinerTask(recipe, seal_bundle(tmp_path))
+        assert (f"choose crop: [{height}, {width}]" in caplog.text) == told
+
+    @pytest.mark.parametrize("seed", [-1, 2**32])
+    def test_a_seed_that_is_none(self, camvid: str, seed: int) -> None:
+        with pytest.raises(ValidationError, match="seed"):
+            make_recipe(camvid, seed=seed)
+
+
+def remembering(function: Callable[..., Tensor], seen: list[Tensor]) -> Callable[..., Tensor]:
+    """The function, whose results are kept too."""
+
+    def call(*args: Any) -> Tensor:
+        seen.append(function(*args))
+        return seen[-1]
+
+    return call
+
 
 def naive_miou(bundle: Bundle, data: str) -> float:
     """Mean IoU over the classes present, through the pipeline."""
@@ -323,6 +376,30 @@ class TestTrainRefiner:
             refined = task.module.extractor(features, plan)
             fused = task.module.ensembler(dense_logits, refined).argmax(1)
         assert np.array_equal(labels.reshape(-1)[frame.selection.pixels.numpy()], fused.numpy())
+
+    def test_calibration_keeps_no_more_than_it_needs(
+        self, camvid: str, third_party: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module_under_test, "_MOST_OF_ALL", 200)
+        task = RefinerTask(make_recipe(camvid), third_party)
+        frames = list(task._validation)
+        most = 200 // len(frames)
+        for frame in frames:
+            logits, truth = task._evidence(frame)
+            assert len(logits) == len(truth)
+            assert 0 < len(logits) <= most < frame.selection.count
+            assert logits.untyped_storage().nbytes() == logits.numel() * 4
+            assert truth.untyped_storage().nbytes() == truth.numel() * 8
+
+    def test_calibration_may_change_when_a_run_goes_on(
+        self, third_party: Bundle, tmp_path: Path
+    ) -> None:
+        recipe = make_recipe("street:5:2:64x48", schedule=make_schedule(epochs=1))
+        bundle = train_refiner(recipe, third_party, tmp_path, resume=False)
+        assert "refiner_temperature" in bundle.spec.training
+        plain = recipe.model_copy(update={"calibrate": False})
+        bundle = train_refiner(plain, third_party, tmp_path, resume=True)
+        assert "refiner_temperature" not in bundle.spec.training
 
     @pytest.mark.parametrize("ensembler", ["gated", "direct"])
     def test_calibration_changes_how_sure_it_is_and_no_label(

@@ -6,7 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import make_tiny_bundle
 
+from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import BundleError, ConfigurationError
 from sparserefine_ros.training.run_folder import prepare_run_folder
 
@@ -32,6 +34,24 @@ def test_files_of_something_else(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(ConfigurationError, match=f"with {name}, which the training would"):
         prepare_run_folder(tmp_path, WEIGHTS, resume=False)
+
+
+def test_nothing_to_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that was stopped in its first epochs begins anew, and no file of another is lost."""
+    for name in ("best.pt", "log.csv"):
+        (tmp_path / name).write_text("x")
+    prepare_run_folder(tmp_path, WEIGHTS, resume=True)
+    assert "holds no run to resume" in caplog.text
+    (tmp_path / WEIGHTS).write_text("x")
+    with pytest.raises(ConfigurationError, match=f"with {WEIGHTS}, which the training would"):
+        prepare_run_folder(tmp_path, WEIGHTS, resume=True)
+
+
+def test_the_bundle_trained_for_is_not_replaced(tmp_path: Path) -> None:
+    bundle = Bundle.open(make_tiny_bundle(tmp_path / "run" / "bundle"))
+    prepare_run_folder(tmp_path / "other", WEIGHTS, resume=False, bundle=bundle)
+    with pytest.raises(ConfigurationError, match="another folder than that of the bundle"):
+        prepare_run_folder(tmp_path / "run", WEIGHTS, resume=False, bundle=bundle)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -136,11 +136,17 @@ def test_without_any_label_to_validate_on(
     plain = module_under_test.count_labels
 
     def unlabelled(labels: np.ndarray, *rest: object) -> np.ndarray:
-        return plain(np.full_like(labels, 255), *rest)  # type: ignore[arg-type]
+        of_a_crop = labels.shape == make_recipe().augmentation.crop
+        left = labels if of_a_crop and keep_crops else np.full_like(labels, 255)
+        return plain(left, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module_under_test, "count_labels", unlabelled)
+    keep_crops = True
     with pytest.raises(SparseRefineError, match="expected validation data with labelled pixels"):
         train_selector(make_recipe(), dense, tmp_path / "run", resume=False)
+    keep_crops = False
+    with pytest.raises(SparseRefineError, match="expected training data with labelled pixels"):
+        train_selector(make_recipe(), dense, tmp_path / "other", resume=False)
 
 
 def test_classes_are_not_balanced() -> None:
