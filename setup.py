@@ -71,7 +71,7 @@ setup(
     cmdclass={"build_ext": BuildKernels},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
-        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}", ["package.xml", "LICENSE"]),
         *files("launch"),
         *files("config"),
         *files("models"),
@@ -128,6 +128,7 @@ setup(
     maintainer_email="maintainers@sparserefine-ros.invalid",
     description="SparseRefine semantic segmentation of large camera images for ROS 2",
     license="Apache-2.0",
+    license_files=["LICENSE", "models/README.md"],
     entry_points={
         "console_scripts": [
             f"sparserefine = {NAME}.cli:main",

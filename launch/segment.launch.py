@@ -28,7 +28,7 @@ OUTPUTS = ("overlay", "entropy", "refined")
 # Seconds from Ctrl-C until the node is asked once more, by SIGTERM.
 STOP_S = "20"
 # Arguments that become parameters of the node when they are given.
-TEXTS = ("bundle", "device")
+TEXTS = ("bundle", "transport", "device")
 LISTS = ("image_topics", "camera_names")
 OTHERS = ("params_file", "image", "namespace", "use_sim_time", "log_level")
 
@@ -50,6 +50,13 @@ def generate_launch_description() -> LaunchDescription:
             "image",
             default_value="",
             description="Topic of the camera's pictures; empty: image in the node's namespace.",
+        ),
+        DeclareLaunchArgument(
+            "transport",
+            default_value="",
+            choices=["", "raw", "compressed"],
+            description="Message type of these topics: Image or CompressedImage; empty: as in "
+            "params_file.",
         ),
         DeclareLaunchArgument(
             "image_topics",
@@ -129,7 +136,7 @@ def start(context: LaunchContext) -> list[Node]:
         executable="rviz2",
         arguments=["-d", installed("config", "segment.rviz")],
         parameters=[sim_time(given["use_sim_time"])] if given["use_sim_time"] else [],
-        remappings=rviz_remaps(namespace.rstrip("/"), given),
+        remappings=rviz_remaps(namespace.rstrip("/"), given["image"], **cameras(given, file)),
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
     # RViz first: where it is not installed that is an error, and nothing runs yet.
@@ -149,14 +156,26 @@ def read_list(name: str, text: str) -> list[str]:
     return value
 
 
-def rviz_remaps(namespace: str, given: dict[str, str]) -> list[tuple[str, str]]:
+def cameras(given: dict[str, str], file: Path) -> dict[str, list[str]]:
+    """Topics and names of several cameras, as given or else as in the file; empty for one."""
+    content = yaml.safe_load(file.read_text()) if given["params_file"] else None
+    found: dict[str, list[str]] = {name: [] for name in LISTS}
+    for node, entries in (content or {}).items():
+        if node.rpartition("/")[2] in (NODE, "**"):
+            parameters = (entries or {}).get("ros__parameters") or {}
+            found |= {name: parameters[name] for name in LISTS if parameters.get(name)}
+    return found | {name: read_list(name, given[name]) for name in LISTS if given[name]}
+
+
+def rviz_remaps(
+    namespace: str, image: str, image_topics: list[str], camera_names: list[str]
+) -> list[tuple[str, str]]:
     """From the topics in RViz's configuration, those of a node without namespace and with one
     camera, to the topics of this node; of several cameras the first is shown."""
-    image, outputs = given["image"] or "image", f"{namespace}/{NODE}"
-    if given["image_topics"]:
-        image = read_list("image_topics", given["image_topics"])[0]
-        names = given["camera_names"] and read_list("camera_names", given["camera_names"])
-        outputs += f"/{names[0] if names else camera_name(image)}"
+    image, outputs = image or "image", f"{namespace}/{NODE}"
+    if image_topics:
+        image = image_topics[0]
+        outputs += f"/{camera_names[0] if camera_names else camera_name(image)}"
     image = image if image.startswith("/") else f"{namespace}/{image}"
     return [
         ("/image", image),

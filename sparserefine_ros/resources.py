@@ -50,9 +50,17 @@ def find_bundle(name_or_path: str) -> Path:
 
     A name without a path separator that is no folder here is looked up among the shipped bundles;
     what does not exist is returned as it is, for `Bundle.open` to report.
+
+    Raises:
+        ConfigurationError: a name that is no folder here and that no shipped bundle has.
     """
     path = expanded(name_or_path)
     if path.exists() or len(path.parts) != 1:
         return path
-    shipped = share_folder() / "models" / name_or_path
-    return shipped if shipped.is_dir() else path
+    shipped = {folder.name: folder for folder in (share_folder() / "models").glob("*/")}
+    if name_or_path not in shipped:
+        raise ConfigurationError(
+            f"expected a bundle folder or one of {', '.join(sorted(shipped))}, which ship with the "
+            f"package, got {name_or_path!r}"
+        )
+    return shipped[name_or_path]

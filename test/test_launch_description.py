@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from sparserefine_ros.ros.parameters import PARAMETERS
 
@@ -103,6 +104,22 @@ def test_given_arguments_reach_the_node(launch_file: dict[str, Any], tmp_path: P
     assert segment.ros_arguments == ["--log-level", "debug"]
     assert ("/segment/overlay", "/robot/segment/front/overlay") in rviz.remappings
     assert ("/image", "/front/image") in rviz.remappings
+
+
+@pytest.mark.parametrize("node", ["/**", "segment", "/robot/segment"])
+def test_rviz_looks_at_the_cameras_of_the_file(
+    launch_file: dict[str, Any], tmp_path: Path, node: str
+) -> None:
+    own = tmp_path / "own.yaml"
+    cameras = {"image_topics": ["/front/image", "/rear/image"], "camera_names": ["ahead", "back"]}
+    others = {"other": {"ros__parameters": {"image_topics": ["/else"]}}, "empty": None}
+    own.write_text(yaml.safe_dump({node: {"ros__parameters": cameras}, **others}))
+    rviz, _ = start(launch_file, params_file=str(own))
+    assert ("/segment/overlay", "/segment/ahead/overlay") in rviz.remappings
+    assert ("/image", "/front/image") in rviz.remappings
+    rviz, _ = start(launch_file, params_file=str(own), image_topics="/left/image,")
+    assert ("/image", "/left/image") in rviz.remappings
+    assert ("/segment/overlay", "/segment/ahead/overlay") in rviz.remappings
 
 
 def test_the_files_named_are_installed(launch_file: dict[str, Any]) -> None:

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 def test_the_source_tree_comes_first() -> None:
     assert share_folder() == ROOT
     assert find_bundle("street_small") == ROOT / "models" / "street_small"
-    assert find_bundle("no_such_bundle") == Path("no_such_bundle")
+    assert find_bundle("no/such_bundle") == Path("no/such_bundle")
+    with pytest.raises(ConfigurationError, match="one of street_large, street_small, which ship"):
+        find_bundle("no_such_bundle")
 
 
 @pytest.mark.parametrize("place", ["prefix", "user", "data", "ament"])

@@ -47,6 +47,7 @@ def _verify(options: argparse.Namespace) -> None:
         truth = np.zeros(size, np.uint8) if bundle.spec.uses_truth() else None
         pipeline(picture, truth=truth)
     print(f"{bundle.name}: {len(bundle.class_names)} classes, digest {bundle.digest}")
+    print(f"  licence: {bundle.spec.licence}")
     for stage, description in pipeline.backends.items():
         print(f"  {stage}: {description}")
 

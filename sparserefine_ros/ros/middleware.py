@@ -22,14 +22,9 @@ from xml.etree import ElementTree
 
 from sparserefine_ros.resources import share_folder
 
-PROFILES_VARIABLE: Final = "FASTDDS_DEFAULT_PROFILES_FILE"
-# Each decides about the transports of Fast DDS, so that our profile would override the user.
-USER_VARIABLES: Final = (
-    PROFILES_VARIABLE,
-    "FASTRTPS_DEFAULT_PROFILES_FILE",
-    "FASTDDS_BUILTIN_TRANSPORTS",
-)
-USER_FILES: Final = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.xml")
+# ROS 2 distributions with Fast DDS 2, which goes by another name; later ones have Fast DDS 3.
+_WITH_FAST_DDS_2: Final = ("humble", "iron", "jazzy")
+TRANSPORTS_VARIABLE: Final = "FASTDDS_BUILTIN_TRANSPORTS"
 TOP_PAD_VARIABLE: Final = "MALLOC_TOP_PAD_"
 HEAP_RESERVE: Final = 64 << 20
 
@@ -44,6 +39,12 @@ _HEAP_SETTINGS: Final = {
 _SHARED_MEMORY: Final = Path("/dev/shm")
 # Besides its segment a participant needs small ports and semaphores.
 _PORTS_BYTES: Final = 1 << 20
+
+
+def profile_names() -> tuple[str, str]:
+    """The environment variable and the file by which this Fast DDS finds a profile."""
+    library = "FASTRTPS" if os.environ.get("ROS_DISTRO") in _WITH_FAST_DDS_2 else "FASTDDS"
+    return f"{library}_DEFAULT_PROFILES_FILE", f"DEFAULT_{library}_PROFILES.xml"
 
 
 def configure_middleware() -> str:
@@ -63,18 +64,19 @@ def _set_profile() -> str:
     implementation = os.environ.get("RMW_IMPLEMENTATION", "")
     if implementation and not implementation.startswith("rmw_fastrtps"):
         return f"{implementation}, as its own configuration says"
-    for name in USER_VARIABLES:
+    variable, file = profile_names()
+    # Each decides about the transports, so that our profile would override the user.
+    for name in (variable, TRANSPORTS_VARIABLE):
         if os.environ.get(name):
             return f"Fast DDS, as {name}={os.environ[name]} says"
-    for name in USER_FILES:
-        if Path(name).is_file():
-            return f"Fast DDS, as {name} in the working folder says"
+    if Path(file).is_file():
+        return f"Fast DDS, as {file} in the working folder says"
     profile = share_folder() / "config" / "fastdds.xml"
     lacking = _lacking_room(_segment_bytes(profile))
     if lacking:
         return f"Fast DDS with its defaults, images above 0.5 MB will be lost: {lacking}"
-    os.environ[PROFILES_VARIABLE] = str(profile)
-    return f"Fast DDS with {profile}"
+    os.environ[variable] = str(profile)
+    return f"Fast DDS with {variable}={profile}"
 
 
 def _segment_bytes(profile: Path) -> int:

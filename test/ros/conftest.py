@@ -14,11 +14,13 @@ from rclpy.context import Context
 from rclpy.node import Node
 from ros.harness import Peer, Stage
 
+from sparserefine_ros.ros.middleware import profile_names
+
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="ros_log_"))
 
-PROFILE_VARIABLE = "FASTDDS_DEFAULT_PROFILES_FILE"
+PROFILE_VARIABLE, _ = profile_names()
 PROFILE = """<dds xmlns="http://www.eprosima.com">
   <library_settings><intraprocess_delivery>OFF</intraprocess_delivery></library_settings>
 </dds>

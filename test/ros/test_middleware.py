@@ -33,7 +33,11 @@ from sparserefine_ros.ros.middleware import configure_middleware
 HEIGHT, WIDTH = 1024, 2048
 PERIOD_S = 0.1
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-VARIABLES = (*middleware.USER_VARIABLES, "RMW_IMPLEMENTATION", middleware.TOP_PAD_VARIABLE)
+NEW, OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+VARIABLES = (
+    NEW, OLD, middleware.TRANSPORTS_VARIABLE, "RMW_IMPLEMENTATION", "ROS_DISTRO",
+    middleware.TOP_PAD_VARIABLE,
+)  # fmt: skip
 PROFILE = share_folder() / "config" / "fastdds.xml"
 
 
@@ -65,10 +69,35 @@ def mallopt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_the_shipped_profile_and_the_heap_reserve_are_set(mallopt: list[tuple[int, int]]) -> None:
     text = configure_middleware()
-    assert os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] == str(PROFILE)
+    assert os.environ[NEW] == str(PROFILE)
     # M_TOP_PAD, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX of malloc.h.
     assert dict(mallopt) == {-2: 67_108_864, -1: 536_870_912, -3: 33_554_432, -8: 1}
-    assert text == f"middleware: Fast DDS with {PROFILE}; heap: 64 MiB of reserve"
+    assert text == f"middleware: Fast DDS with {NEW}={PROFILE}; heap: 64 MiB of reserve"
+
+
+@pytest.mark.parametrize(
+    ("distribution", "name", "file"),
+    [
+        ("jazzy", OLD, "DEFAULT_FASTRTPS_PROFILES.xml"),
+        ("kilted", NEW, "DEFAULT_FASTDDS_PROFILES.xml"),
+        ("rolling", NEW, "DEFAULT_FASTDDS_PROFILES.xml"),
+    ],
+)
+def test_each_distribution_by_the_names_that_its_fast_dds_reads(
+    distribution: str,
+    name: str,
+    file: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mallopt: list[tuple[int, int]],
+) -> None:
+    monkeypatch.setenv("ROS_DISTRO", distribution)
+    other = NEW if name == OLD else OLD
+    monkeypatch.setenv(other, "/of/another/version.xml")
+    assert f"{name}={PROFILE}" in configure_middleware()
+    assert os.environ.pop(name) == str(PROFILE)
+    Path(file).touch()
+    assert f"{file} in the working folder" in configure_middleware()
+    assert name not in os.environ
 
 
 def test_setting_twice_keeps_the_profile(mallopt: list[tuple[int, int]]) -> None:
@@ -82,7 +111,6 @@ def test_setting_twice_keeps_the_profile(mallopt: list[tuple[int, int]]) -> None
     [
         ("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp"),
         ("FASTDDS_DEFAULT_PROFILES_FILE", "/home/me/own.xml"),
-        ("FASTRTPS_DEFAULT_PROFILES_FILE", "/home/me/own.xml"),
         ("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA"),
     ],
 )
