@@ -39,10 +39,14 @@ class GatedEnsembler(nn.Module):
 
     The last MLP starts as the identity, so that training begins with what the dense model knows;
     with more than 32 classes, for which it has too few hidden units, it starts at random.
+
+    Attributes:
+        classes: C.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
+        self.classes = classes
         self.gate = nn.Sequential(
             nn.Linear(2 * (classes + 1), _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, 2)
         )

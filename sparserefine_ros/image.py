@@ -124,6 +124,6 @@ class Normaliser:
     def rows_to_features(self, rgb: torch.Tensor) -> torch.Tensor:
         """Normalise uint8 [N, 3] RGB to float32 [N, 3] in the network's channel order."""
         if self._channels != (0, 1, 2):
-            rgb = rgb[:, list(self._channels)]
+            rgb = rgb.flip(1)
         index = rgb.to(torch.int64).add_(self._offsets)
         return self._flat_table[index.view(-1)].view(-1, 3)

@@ -252,7 +252,8 @@ def open_refine_stage(
     if isinstance(refiner.extractor, PointNet):
         return RefineStage(refiner, bundle, engine=engine)
     # Without Triton nothing of the stage runs on a GPU.
-    name = choose_engine(engine, device_kind(device) if has_triton() else "cpu")
+    on_gpu = device_kind(device) != "cpu" and has_triton()
+    name = choose_engine(engine, device if on_gpu else "cpu")
     if not runs_on_gpu(name):
         return RefineStage(refiner, bundle, engine=name)
     require_triton(name)

@@ -18,8 +18,8 @@ from sparserefine_ros.errors import BackendError
 
 AUTO: Final = "auto"
 
-# Compute capability of the data-centre GPUs that TensorRT for RTX leaves out.
-NOT_FOR_RTX: Final = (9, 0)
+# Compute capabilities of the data-centre GPUs that TensorRT for RTX leaves out.
+NOT_FOR_RTX: Final = ((9, 0), (10, 0), (10, 3))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def choose_backend(bundle: Bundle, backend: str, device: str, engine: EngineOpti
     installed = [name for name in TENSORRT_PACKAGES if installed_package(name)]
     if not installed:
         return Choice("onnxruntime", f"device is {device}, TensorRT is not installed")
-    if installed == ["tensorrt_rtx"] and torch.cuda.get_device_capability(gpu) == NOT_FOR_RTX:
+    if installed == ["tensorrt_rtx"] and torch.cuda.get_device_capability(gpu) in NOT_FOR_RTX:
         return Choice("onnxruntime", f"device is {device}, which tensorrt_rtx is not made for")
     if bundle.spec.dense.input.size is None and not engine.picture_sizes:
         return Choice(

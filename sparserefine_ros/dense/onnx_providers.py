@@ -114,6 +114,9 @@ def choose_providers(
         with contextlib.suppress(ImportError):
             # It loads the library that the provider links to, where the loader does not look.
             importlib.import_module(tensorrt.package)
+    with contextlib.suppress(AttributeError):  # from ONNX Runtime 1.21 on
+        # CUDA's libraries may have come by pip, where the loader does not look either.
+        importlib.import_module("onnxruntime").preload_dlls()
     gpu = {"device_id": str(require_gpu(how.device, f"backend {how.backend}").index)}
     providers = [(CUDA_PROVIDER, gpu), (CPU_PROVIDER, {})]
     if tensorrt is None:

@@ -220,8 +220,8 @@ class _Buffers:
         self._captures = False
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads may allocate meanwhile. PyTorch's own stream for it is of one device.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 taken = self._enqueue()
         except RuntimeError as err:
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own

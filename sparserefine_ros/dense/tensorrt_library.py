@@ -140,7 +140,7 @@ def build_target(
         return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
     if capability is None and device is not None:
         capability = torch.cuda.get_device_capability(device)
-    if capability == NOT_FOR_RTX:
+    if capability in NOT_FOR_RTX:
         raise BackendError(
             f"expected a GPU that {library.flavour} is made for, got compute capability "
             f"{capability[0]}.{capability[1]}; use backend tensorrt there"

@@ -23,10 +23,15 @@ from torch import Tensor
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels import autograd, convolution
 from sparserefine_ros.kernels.library import TRITON, VARIABLE, Kernels, compiled_kernels
+from sparserefine_ros.sparse.index import TAPS
 from sparserefine_ros.sparse.plan import Gather, Links
 
-# Elements of the gathered block; about 4 MB of float32 stays in the caches of two cores.
+# Elements of the gathered block. On a CPU about 4 MB of float32 stays in the caches of two cores; a
+# GPU wants few launches.
 _CHUNK_ELEMENTS: Final = 1 << 20
+_CHUNK_ELEMENTS_GPU: Final = 1 << 26
+
+_ALL_TAPS: Final = tuple(range(TAPS))
 
 
 def convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
@@ -89,7 +94,8 @@ def gathered_chunks(padded: Tensor, gather: Gather) -> Iterator[tuple[slice | Te
     """
     count, taps = gather.table.shape
     width = taps * padded.shape[1]
-    step = max(1, _CHUNK_ELEMENTS // max(1, width))
+    most = _CHUNK_ELEMENTS_GPU if padded.is_cuda else _CHUNK_ELEMENTS
+    step = max(1, most // max(1, width))
     buffer = padded.new_empty(min(step, count) * taps, padded.shape[1])
     for start in range(0, count, step):
         chunk = slice(start, min(start + step, count))
@@ -101,7 +107,23 @@ def gathered_chunks(padded: Tensor, gather: Gather) -> Iterator[tuple[slice | Te
 
 def stacked_taps(kernel: Tensor, taps: tuple[int, ...]) -> Tensor:
     """[9, I, O] -> contiguous [T * I, O] for the given taps."""
-    return kernel[list(taps)].reshape(-1, kernel.shape[2])
+    return pick_taps(kernel, taps).reshape(-1, kernel.shape[2])
+
+
+def pick_taps(kernel: Tensor, taps: tuple[int, ...]) -> Tensor:
+    """[9, I, O] -> [T, I, O]; a list as index would make a GPU's host wait."""
+    if taps == _ALL_TAPS:
+        return kernel
+    return kernel.flip(0) if taps == _ALL_TAPS[::-1] else torch.stack([kernel[t] for t in taps])
+
+
+def _add_taps(result: Tensor, taps: tuple[int, ...], values: Tensor) -> None:
+    """Add [T, I, O] to those taps of [9, I, O]."""
+    if taps == _ALL_TAPS:
+        result += values
+        return
+    for tap, value in zip(taps, values, strict=True):
+        result[tap] += value
 
 
 def _convolve(
@@ -116,7 +138,7 @@ def _convolve(
         features = features.contiguous()
         out = features.new_empty(outputs, convolution.padded(width))
         for gather in gathers:
-            weights = convolution.Weights.pack(kernel[list(gather.taps)], kernels)
+            weights = convolution.Weights.pack(pick_taps(kernel, gather.taps), kernels)
             autograd.convolve_gather(kernels, features, weights, gather, out)
         return out[:, :width]
     padded, out = with_none_row(features), features.new_empty(outputs, width)
@@ -185,14 +207,14 @@ def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tenso
     if triton is not None:
         result = torch.zeros_like(kernel, dtype=torch.float32)
         for gather in links.forward:
-            result[list(gather.taps)] += triton.weight_gradient(features, grad, gather)
+            _add_taps(result, gather.taps, triton.weight_gradient(features, grad, gather))
         return result.to(kernel.dtype)
     kernels = _kernels_for(features)
     if kernels is not None:
         result, features = torch.zeros_like(kernel), features.contiguous()
         for gather in links.forward:
             gradient = autograd.weight_gradient(kernels, features, grad, gather)
-            result[list(gather.taps)] += gradient
+            _add_taps(result, gather.taps, gradient)
         return result
     # Sums over chunks run in the precision of the parameter, not in that of the products.
     exact = torch.promote_types(kernel.dtype, torch.float32)
@@ -202,5 +224,5 @@ def _kernel_gradient(features: Tensor, grad: Tensor, links: Links, kernel: Tenso
         total = result.new_zeros(len(gather.taps) * kernel.shape[1], kernel.shape[2])
         for rows, block in gathered_chunks(padded, gather):
             total += block.t() @ grad[rows]
-        result[list(gather.taps)] += total.view(len(gather.taps), *kernel.shape[1:])
+        _add_taps(result, gather.taps, total.view(-1, *kernel.shape[1:]))
     return result.to(kernel.dtype)

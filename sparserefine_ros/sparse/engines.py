@@ -124,19 +124,20 @@ def choose_engine(name: str, device: str = "cpu") -> str:
 
     On the CPU that is "compiled-bfloat16" where the processor multiplies bfloat16 itself, else
     "compiled", or "pytorch" where no kernels were compiled; on a GPU "triton-float16" where Triton
-    is installed; on any other device "pytorch".
+    is installed, "triton" before compute capability 8.0; on any other device "pytorch".
 
     Args:
         name: of an engine, or "auto".
-        device: kind of the device that the weights are on, such as "cpu" or "cuda".
+        device: that the weights are on, such as "cpu" or "cuda:0".
 
     Raises:
         BackendError: no engine of that name.
     """
     if name == AUTO:
-        if device == "cuda" and has_triton():
-            return "triton-float16"
-        kernels = compiled_kernels() if device == "cpu" else None
+        place = torch.device(device)
+        if place.type == "cuda" and has_triton():
+            return "triton-float16" if _multiplies_halves(place) else "triton"
+        kernels = compiled_kernels() if place.type == "cpu" else None
         if kernels is None:
             return "pytorch"
         return "compiled-bfloat16" if kernels.has_bfloat16 else "compiled"
@@ -145,6 +146,11 @@ def choose_engine(name: str, device: str = "cpu") -> str:
             f"expected a sparse engine of {', '.join((AUTO, *_ENGINES))}, got {name!r}"
         )
     return name
+
+
+def _multiplies_halves(gpu: torch.device) -> bool:
+    """Whether Triton takes the tensor cores of a GPU for them; one that is not there has them."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
@@ -163,7 +169,7 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
         BackendError: no engine of that name, it is not installed, or it lacks its device.
     """
     device = unet.head.weight.device
-    chosen = choose_engine(name, device.type)
+    chosen = choose_engine(name, str(device))
     if needs_cpu(chosen) and device.type != "cpu":
         raise BackendError(
             f"expected weights on the CPU for the sparse engine {chosen}, got them on {device}; "

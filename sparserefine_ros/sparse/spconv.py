@@ -11,6 +11,7 @@ Shape legend: N sites of the finest level; C classes.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -71,7 +72,9 @@ class SpConvUNet:
         batch, height, width = level.grid
         picture, place = level.sites // (height * width), level.sites % (height * width)
         indices = torch.stack([picture, place // width, place % width], 1).int()
-        with _RUNNING:
+        # Its kernels run on the current device.
+        there = torch.cuda.device(features.device) if features.is_cuda else nullcontext()
+        with _RUNNING, there:
             torch.set_num_threads(self._threads)
             try:
                 x = self._library.SparseConvTensor(features, indices, (height, width), batch)

@@ -32,6 +32,11 @@ _TILE: Final = 4096
 _FLOOR: Final = tl.constexpr(LOG_PROBABILITY_FLOOR)
 _LOWEST: Final = tl.constexpr(float("-inf"))
 
+# Classes, rounded up, with which a program may have 64 pixels and more.
+_NARROW: Final = 32
+# Beyond, a program spills its registers, and compiling it takes seconds.
+MOST_FUSED: Final = 64
+
 # The smallest side of a matrix product.
 _LEAST_SIDE: Final = 16
 
@@ -131,9 +136,9 @@ def measure_uncertainty(logits: Tensor) -> Uncertainty:
         ModelOutputError: more classes than a label can name.
         BackendError: not on a CUDA device.
     """
-    check_device(logits.device)
     classes, *size = logits.shape
     _check_classes(classes)
+    check_device(logits.device)
     columns = logits.detach().reshape(classes, -1)
     result = _fresh_summary(columns.shape[1], logits.device)
     width = power_of_two(classes, least=2)
@@ -177,9 +182,9 @@ class TritonGate:
             for layer in layers
             if isinstance(layer, torch.nn.Linear)
         )
-        check_device(gate_in.weight.device)
         self._classes = mix_out.out_features
         _check_classes(self._classes)
+        check_device(gate_in.weight.device)
         self._width = power_of_two(self._classes, least=_LEAST_SIDE)
         self._hidden = power_of_two(gate_in.out_features, least=_LEAST_SIDE)
         with torch.no_grad():
@@ -217,7 +222,9 @@ class TritonGate:
         )
         count = dense.shape[0]
         result = _fresh_summary(count, dense.device)
-        block = max(_LEAST_SIDE, _TILE // (2 * max(self._width, self._hidden)))
+        widest = max(self._width, self._hidden)
+        # So that the registers hold a tile: wider ones keep more of it at a time.
+        block = max(_LEAST_SIDE, _TILE // (widest if widest <= _NARROW else 2 * widest))
         if count:
             with launching_on(dense):
                 _fuse_kernel[(triton.cdiv(count, block),)](

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparserefine_ros.sparse.convolve import pick_taps
 from sparserefine_ros.sparse.plan import Gather
 from sparserefine_ros.triton_kernels.convolution import LANES, TUNING, Weights, convolve, pitch
 from sparserefine_ros.triton_kernels.precision import multiply_add
@@ -55,7 +56,7 @@ def convolve_gathers(
         features = features.contiguous()
     out = features.new_empty(outputs, kernel.shape[2])
     for gather in gathers:
-        weights = Weights.of(kernel[list(gather.taps)], features.dtype)
+        weights = Weights.of(pick_taps(kernel, gather.taps), features.dtype)
         convolve(
             features, gather.table.contiguous(), weights, gather.table.shape[0],
             raw=out, rows=gather.rows,

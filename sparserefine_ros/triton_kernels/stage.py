@@ -31,7 +31,7 @@ from sparserefine_ros.sparse.engines import open_engine
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
 from sparserefine_ros.triton_kernels.convolution import size_class, tuned
-from sparserefine_ros.triton_kernels.fusion import TritonGate, measure_uncertainty
+from sparserefine_ros.triton_kernels.fusion import MOST_FUSED, TritonGate, measure_uncertainty
 from sparserefine_ros.triton_kernels.runtime import check_device
 from sparserefine_ros.triton_kernels.topology import plan_from_mask
 from sparserefine_ros.triton_kernels.unet import is_out_of_memory
@@ -164,7 +164,7 @@ class TritonRefineStage:
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
 
 
 class _Sites:
@@ -236,7 +236,7 @@ def _fuser(ensembler: nn.Module) -> Callable[[Tensor, Tensor], Uncertainty]:
             "expected an ensembler that runs on a GPU, the oracle does not; choose the sparse "
             "engine compiled or pytorch"
         )
-    if isinstance(ensembler, GatedEnsembler):
+    if isinstance(ensembler, GatedEnsembler) and ensembler.classes <= MOST_FUSED:
         return TritonGate(ensembler)
 
     def fuse(dense_logits: Tensor, refined_logits: Tensor) -> Uncertainty:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from triton.errors import TritonError
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError
-from sparserefine_ros.sparse.index import TAPS
+from sparserefine_ros.sparse.convolve import pick_taps
 from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
@@ -35,7 +35,6 @@ _DTYPES: Final[Mapping[Precision, torch.dtype]] = {
     "fp32": torch.float32,
 }
 
-_ALL_TAPS: Final = tuple(range(TAPS))
 
 # Where a result goes: a place [N, channels] and the norm that makes it.
 _Target: TypeAlias = tuple[Tensor, Activation]
@@ -63,8 +62,7 @@ class _Kernel:
 
     def for_taps(self, taps: tuple[int, ...]) -> Weights:
         if taps not in self._stacked:
-            part = self._kernel if taps == _ALL_TAPS else self._kernel[list(taps)]
-            self._stacked[taps] = Weights.of(part, self._kernel.dtype)
+            self._stacked[taps] = Weights.of(pick_taps(self._kernel, taps), self._kernel.dtype)
         return self._stacked[taps]
 
 

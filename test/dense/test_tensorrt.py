@@ -14,7 +14,7 @@ import torch
 from conftest import smooth_picture
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.dense.backends import installed_package
+from sparserefine_ros.dense.backends import NOT_FOR_RTX, installed_package
 from sparserefine_ros.dense.contract import GraphTensor
 from sparserefine_ros.dense.options import EngineOptions
 from sparserefine_ros.dense.segmenter import Segmenter, open_segmenter
@@ -34,6 +34,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 
 def open_engine(flavour: str, cache: Path, **engine: Any) -> Segmenter:
+    there = torch.cuda.is_available()
+    if there and flavour == "tensorrt_rtx" and torch.cuda.get_device_capability() in NOT_FOR_RTX:
+        pytest.skip("TensorRT for RTX is not made for this GPU")
     load_library.cache_clear()
     options = EngineOptions(cache=cache, **{"picture_sizes": ((256, 384),), **engine})
     return open_segmenter(

@@ -212,6 +212,18 @@ class TestAuto:
         monkeypatch.setattr(kernels, "has_bfloat16", native)
         assert choose_engine("auto") == chosen
 
+    @pytest.mark.parametrize(
+        ("capability", "chosen"),
+        [((7, 5), "triton"), ((8, 0), "triton-float16"), ((9, 0), "triton-float16")],
+    )
+    def test_halves_only_where_tensor_cores_take_them(
+        self, capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "has_triton", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        assert choose_engine("auto", "cuda:1") == chosen
+
     def test_without_compiled_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
         assert choose_engine("auto") == "pytorch"

@@ -72,7 +72,7 @@ def test_refuses_more_classes_than_labels_name() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 33, 70])
-@pytest.mark.parametrize("classes", [1, 5, 19, 40])
+@pytest.mark.parametrize("classes", [1, 5, 19, 40, 64])
 def test_gate(classes: int, count: int, device: torch.device) -> None:
     torch.manual_seed(4)
     ensembler = GatedEnsembler(classes).to(device)

@@ -17,13 +17,16 @@ from conftest import make_tiny_bundle
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
+from sparserefine_ros.ensemble import GatedEnsembler
 from sparserefine_ros.errors import BackendError, DeviceMemoryError, ModelOutputError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS, DenseOutput, Selection
 from sparserefine_ros.refiner import Refiner, RefineStage
 from sparserefine_ros.selection import selection_from_mask, selection_from_pixels
 from sparserefine_ros.triton_kernels import stage as module
-from sparserefine_ros.triton_kernels.stage import TritonRefineStage
+from sparserefine_ros.triton_kernels.fusion import TritonGate
+from sparserefine_ros.triton_kernels.stage import TritonRefineStage, _fuser
+from sparserefine_ros.uncertainty import measure_uncertainty
 
 CLASSES, FEATURES = 3, 5
 
@@ -202,6 +205,21 @@ def test_memory_runs_out_while_it_opens(
     monkeypatch.setattr(module, "open_engine", fail)
     with pytest.raises(BackendError, match="for the refiner's weights, it ran out"):
         TritonRefineStage(make_refiner(bundle), bundle, engine="triton", device=device)
+
+
+@pytest.mark.parametrize("classes", [64, 65])
+def test_any_number_of_classes_is_fused_alike(classes: int, device: torch.device) -> None:
+    """Up to 64 in one pass, more in several."""
+    torch.manual_seed(2)
+    ensembler = GatedEnsembler(classes).to(device)
+    dense, refined = (2 * torch.randn(2, 50, classes)).to(device).unbind(0)
+    expected = measure_uncertainty(ensembler(dense, refined).detach().t().cpu()[:, None])
+    fuse = _fuser(ensembler)
+    assert isinstance(fuse, TritonGate) == (classes <= 64)
+    with torch.inference_mode():
+        found = fuse(dense, refined)
+    torch.testing.assert_close(found.entropy.cpu(), expected.entropy[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.labels.cpu(), expected.labels[0])
 
 
 def test_an_oracle_stays_on_the_cpu(tiny_bundle: Path, device: torch.device) -> None:
