@@ -80,7 +80,7 @@ setup(
     install_requires=[
         "numpy>=1.26",
         "onnxruntime>=1.17",
-        "opencv-python-headless>=4.9",
+        "opencv-python-headless>=4.6",
         "pydantic>=2.6",
         "PyYAML>=6.0",
         "safetensors>=0.4",
