@@ -100,7 +100,7 @@ def gather(
             data=re.sub(r"^(?!street)(\w+):.*(?=, )", r"\1", data),
         ),
         data=data,
-        machines=(describe_machine(),),
+        machines=(f"{describe_machine()}; {result.engines}",),
         frames=tuple(scores),
         tally=tally,
         parameters=result.parameters,

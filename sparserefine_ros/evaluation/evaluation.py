@@ -73,7 +73,7 @@ class Evaluation:
     Attributes:
         setting: what was evaluated and how.
         data: the data set, in words.
-        machines: where.
+        machines: where, and on which engines.
         frames: those evaluated so far, by ascending index.
         tally: what was counted over them.
         parameters: of the networks.

@@ -100,6 +100,7 @@ class FrameResult:
         score: its record.
         tally: what was counted on it.
         selector: what decided which pixels were refined.
+        engines: what computed dense model and refiner.
         parameters: of the networks.
         notes: what could not be measured, and why.
     """
@@ -107,6 +108,7 @@ class FrameResult:
     score: FrameScore
     tally: Tally
     selector: SelectorSetting
+    engines: str
     parameters: Parameters
     notes: tuple[str, ...]
 
@@ -198,6 +200,7 @@ class FrameEvaluator:
             score,
             tally,
             self._selector,
+            ", ".join(f"{stage}: {name}" for stage, name in self.pipeline.backends.items()),
             Parameters(dense.parameters, dense_full.parameters, self._refiner_parameters),
             tuple(cost.missing for cost in (dense, dense_full) if cost.missing),
         )

@@ -175,6 +175,15 @@ def test_options_in_use_are_recorded(bundle: Bundle) -> None:
     assert evaluation.frames[0].refined_share <= 8 / (30 * 44)
 
 
+def test_engines_are_recorded(bundle: Bundle) -> None:
+    """Parts of an evaluation may have run on others."""
+    options = PipelineOptions(threads=1, sparse_backend="pytorch")
+    (machine,) = evaluate(bundle, TinyData(1), options).machines
+    assert machine.endswith(
+        "; dense: onnxruntime CPU, 1 threads (auto: device is cpu), sparse: pytorch, 1 threads"
+    )
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_unlabelled_frames_have_no_scores(bundle: Bundle) -> None:
     evaluation = evaluate(bundle, Unlabelled(), ONE_THREAD)
