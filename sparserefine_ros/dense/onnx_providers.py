@@ -133,8 +133,10 @@ def choose_providers(
 
 
 def _cache_folder(bundle: Bundle, how: DenseOptions) -> Path:
-    """Where the engines of this model in this precision are kept; made if need be."""
-    name = f"{bundle.spec.dense.file.sha256}-{how.engine.precision}"
+    """Where this ONNX Runtime keeps engines of this model in this precision; made if need be."""
+    import onnxruntime
+
+    name = f"{bundle.spec.dense.file.sha256}-{how.engine.precision}-{onnxruntime.__version__}"
     folder = EngineCache(how.engine.cache).folder / "onnxruntime" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
