@@ -69,7 +69,8 @@ class TestGpu:
         assert options[f"{prefix}_profile_min_shapes"] == "picture:1x3x24x32"
         assert options[f"{prefix}_profile_opt_shapes"] == "picture:1x3x48x64"
         assert options[f"{prefix}_profile_max_shapes"] == "picture:1x3x96x128"
-        folder = tmp_path / "onnxruntime" / f"{bundle.spec.dense.file.sha256}-fp16-{ort.__version__}"
+        digest = bundle.spec.dense.file.sha256
+        folder = tmp_path / "onnxruntime" / f"{digest}-fp16-{ort.__version__}"
         assert folder.is_dir()
         assert str(folder) in options.values()
         assert all(isinstance(value, str) for value in options.values())
