@@ -4,8 +4,8 @@
     ros2 launch sparserefine_ros replay.launch.py bag:=/data/drive rate:=10
 
 Everything stops when the bag ends; the report is printed, and written to `report` if given.
-The executable `player` of this package plays the bag. With `player:=rosbag2`, `ros2 bag play` does,
-with the stamps as recorded and /clock; `rate` is then a multiple of the recorded speed.
+The executable `play_bag` of this package plays the bag. With `player:=rosbag2`, `ros2 bag play`
+does, with the stamps as recorded and /clock; `rate` is then a multiple of the recorded speed.
 """
 
 from launch import LaunchContext, LaunchDescription

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.clock import StageClock
 from sparserefine_ros.deadline import PixelCost
-from sparserefine_ros.dense.backends import choose_backend
 from sparserefine_ros.dense.devices import device_kind
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import open_segmenter
@@ -27,7 +26,8 @@ from sparserefine_ros.image import check_image
 from sparserefine_ros.maps import assemble_maps
 from sparserefine_ros.processor import available_cores
 from sparserefine_ros.records import Map, Prediction, Selection, Uncertainty
-from sparserefine_ros.refiner import load_refiner, open_refine_stage
+from sparserefine_ros.refine_stage import open_refine_stage
+from sparserefine_ros.refiner import load_refiner
 from sparserefine_ros.selection import selection_from_mask
 from sparserefine_ros.selectors import open_selector
 from sparserefine_ros.sparse.engines import is_half
@@ -43,7 +43,7 @@ class PipelineOptions:
     """How to run a bundle.
 
     Attributes:
-        backend: dense engine, see `sparserefine_ros.dense.segmenter`; "auto" chooses.
+        backend: dense engine, see `sparserefine_ros.dense.backends`; "auto" chooses.
         sparse_backend: engine of the sparse UNet, see `sparserefine_ros.sparse.engines`; "auto"
             takes the fastest that suits this processor.
         device: "cpu", "cuda" or "cuda:N", for the dense engine and sparse ones that need a GPU.
@@ -99,10 +99,9 @@ class Pipeline:
             self._refine = open_refine_stage(
                 load_refiner(bundle), bundle, engine=options.sparse_backend, device=options.device
             )
-        choice = choose_backend(bundle, options.backend, options.device, options.engine)
         segmenter = open_segmenter(
             bundle,
-            backend=choice.backend,
+            backend=options.backend,
             device=options.device,
             threads=threads,
             engine=options.engine,
@@ -122,7 +121,7 @@ class Pipeline:
             and not (self._refine and is_half(self._refine.engine))
         )
         self.backends: Mapping[str, str] = {
-            "dense": choice.annotate(segmenter.description),
+            "dense": segmenter.description,
             "sparse": self._refine.description if self._refine else "none",
         }
 

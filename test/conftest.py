@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from torch import nn
+from torch import Tensor, nn
 
 import sparserefine_ros
 from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, create_bundle, seal_bundle
@@ -28,7 +28,7 @@ from sparserefine_ros.bundle_spec import (
     FileSpec,
     UNetRefinerSpec,
 )
-from sparserefine_ros.kernels.library import Kernels, compiled_kernels
+from sparserefine_ros.kernels.library import PYTORCH, Kernels, compiled_kernels, kernels_from
 from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.weights import save_weights
 from sparserefine_ros.zoo.export import export_onnx
@@ -197,11 +197,23 @@ def kernels() -> Kernels:
 
 
 @pytest.fixture(params=["compiled", "pytorch"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test that asks for it runs on the compiled kernels and on PyTorch."""
     if request.param == "compiled":
         request.getfixturevalue("kernels")
+        yield "compiled"
     else:
-        for module in ("refiner", "selection", "sparse.engines", "sparse.plan", "uncertainty"):
-            monkeypatch.setattr(f"sparserefine_ros.{module}.compiled_kernels", lambda: None)
-    return str(request.param)
+        with kernels_from(PYTORCH):
+            yield "pytorch"
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN, so that a row nobody writes cannot pass for zero by luck."""
+    plain_empty, plain_new_empty = torch.empty, Tensor.new_empty
+
+    def poisoned(fresh: Tensor) -> Tensor:
+        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(plain_empty(*a, **k)))
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: poisoned(plain_new_empty(*a, **k)))

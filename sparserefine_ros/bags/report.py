@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,7 @@ from sparserefine_ros.bags.results import BagResult
 from sparserefine_ros.bags.writer import no_written_bag
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.evaluation.measure import Spread, describe_machine
-from sparserefine_ros.evaluation.pictures import LEGEND_FILE, draw_frame, draw_legend_file
+from sparserefine_ros.evaluation.pictures import draw_frame, draw_legend_file, foreign_pictures
 from sparserefine_ros.evaluation.storage import scores_to_json, write_json
 from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.records import STAGES
@@ -35,7 +34,6 @@ SCORES: Final = "scores.json"
 PAGE: Final = "report.html"
 PICTURES: Final = "pictures"
 _FILES: Final = frozenset({METRICS, FRAMES, TIMING, FRAME_TIMING, SCORES, PAGE})
-_PICTURE: Final = re.compile(rf"{re.escape(LEGEND_FILE)}|\d{{5,}}_.+\.(png|jpg)")
 
 
 def no_results(folder: Path) -> str:
@@ -44,9 +42,8 @@ def no_results(folder: Path) -> str:
         return f"there is no {METRICS}"
     for path in sorted(folder.iterdir()):
         if path.name == PICTURES and path.is_dir():
-            others = sorted(each for each in path.iterdir() if not _PICTURE.fullmatch(each.name))
-            if others:
-                return f"it also holds {PICTURES}/{others[0].name}"
+            if others := foreign_pictures(path):
+                return f"it also holds {PICTURES}/{others[0]}"
         elif path == maps_folder(folder):
             if found := no_written_bag(path):
                 return f"{path.name} is not its own, {found}"

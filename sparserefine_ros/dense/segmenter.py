@@ -78,11 +78,13 @@ def open_segmenter(
     choice = choose_backend(bundle, backend, device, engine)
     how = DenseOptions(choice.backend, device, threads or available_cores(), engine, on_device)
     try:
-        return _open(bundle, how, report)
+        segmenter = _open(bundle, how, report)
     except BackendError as err:
         if not choice.reason:
             raise
         raise BackendError(f"{err} (backend {choice.annotate(choice.backend)})") from err
+    segmenter.description = choice.annotate(segmenter.description)
+    return segmenter
 
 
 def _open(bundle: Bundle, how: DenseOptions, report: Report) -> Segmenter:

@@ -24,7 +24,8 @@ from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, Prediction
-from sparserefine_ros.refiner import FeatureSampler, SelectedBlocks, load_refiner
+from sparserefine_ros.refiner import load_refiner
+from sparserefine_ros.sampling import FeatureSampler, SelectedBlocks
 from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 

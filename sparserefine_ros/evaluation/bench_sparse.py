@@ -9,9 +9,7 @@ Shape legend: N sites of the finest level; C classes.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +27,7 @@ from sparserefine_ros.evaluation.sparse_cases import (
     plan_maker,
     street_mask,
 )
-from sparserefine_ros.kernels.library import PYTORCH, TRITON, VARIABLE, compiled_kernels
+from sparserefine_ros.kernels.library import PYTORCH, TRITON, compiled_kernels, kernels_from
 from sparserefine_ros.processor import available_cores
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.engines import (
@@ -258,7 +256,7 @@ def _measure_training(case: Case, meter: Meter, peaks: dict[str, float]) -> list
     rows = []
     for name, setting in _training_kernels(meter).items():
         before = meter.forget_memory()
-        with _kernels_from(setting):
+        with kernels_from(setting):
             case.train_once()
             meter.forget_memory()
             ms, runs = meter.time(case.train_once)
@@ -276,25 +274,6 @@ def _training_kernels(meter: Meter) -> dict[str, str | None]:
     if meter.device.type != "cpu" and has_triton():
         found[TRITON] = TRITON
     return {**found, PYTORCH: PYTORCH}
-
-
-@contextlib.contextmanager
-def _kernels_from(setting: str | None) -> Iterator[None]:
-    """The kernels that training takes."""
-    if setting is None:
-        yield
-        return
-    previous = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = setting
-    compiled_kernels.cache_clear()
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = previous
-        compiled_kernels.cache_clear()
 
 
 def _row(

@@ -47,7 +47,7 @@ class _RawVariant(Record):
 class _Raw(Record):
     """An evaluation as it was counted."""
 
-    format: Literal[2] = 2  # 1 had other thresholds in its curve
+    format: Literal[1] = 1
     setting: Setting
     data: str
     machines: tuple[str, ...]

@@ -7,6 +7,7 @@ lack of a compiler, `compiled_kernels` returns None and the callers run on PyTor
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.machinery
@@ -93,6 +94,25 @@ def compiled_kernels() -> Kernels | None:
     if os.environ.get(VARIABLE, "").lower() == PYTORCH:
         return None
     return next(runnable_kernels(), None)
+
+
+@contextlib.contextmanager
+def kernels_from(setting: str | None) -> Iterator[None]:
+    """Let the environment variable SPARSEREFINE_KERNELS say so meanwhile; None leaves it alone."""
+    if setting is None:
+        yield
+        return
+    previous = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = setting
+    compiled_kernels.cache_clear()
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = previous
+        compiled_kernels.cache_clear()
 
 
 def runnable_kernels() -> Iterator[Kernels]:

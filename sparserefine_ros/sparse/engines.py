@@ -14,8 +14,8 @@ from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.sparse.compiled import CompiledUNet
 from sparserefine_ros.sparse.dense import DenseUNet
-from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import SparsePlan
+from sparserefine_ros.sparse.pytorch import PyTorchUNet
 from sparserefine_ros.sparse.unet import SparseUNet
 
 AUTO: Final = "auto"
@@ -85,7 +85,7 @@ def _compiled(unet: SparseUNet, threads: int, dtype: torch.dtype) -> SparseEngin
 _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "compiled": lambda unet, threads: _compiled(unet, threads, torch.float32),
     "compiled-bfloat16": lambda unet, threads: _compiled(unet, threads, torch.bfloat16),
-    "pytorch": lambda unet, threads: NativeUNet(unet),
+    "pytorch": lambda unet, threads: PyTorchUNet(unet),
     "triton": lambda unet, threads: _triton(unet, "fp32"),
     "triton-float16": lambda unet, threads: _triton(unet, "fp16"),
     "triton-bfloat16": lambda unet, threads: _triton(unet, "bf16"),
@@ -134,10 +134,10 @@ def choose_engine(name: str, device: str = "cpu") -> str:
         BackendError: no engine of that name.
     """
     if name == AUTO:
-        place = torch.device(device)
-        if place.type == "cuda" and has_triton():
-            return "triton-float16" if _multiplies_halves(place) else "triton"
-        kernels = compiled_kernels() if place.type == "cpu" else None
+        kind = device.partition(":")[0]
+        if kind == "cuda" and has_triton():
+            return "triton-float16" if _multiplies_halves(device) else "triton"
+        kernels = compiled_kernels() if kind == "cpu" else None
         if kernels is None:
             return "pytorch"
         return "compiled-bfloat16" if kernels.has_bfloat16 else "compiled"
@@ -148,7 +148,7 @@ def choose_engine(name: str, device: str = "cpu") -> str:
     return name
 
 
-def _multiplies_halves(gpu: torch.device) -> bool:
+def _multiplies_halves(gpu: str) -> bool:
     """Whether Triton takes the tensor cores of a GPU for them; one that is not there has them."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(gpu) >= (8, 0)
 

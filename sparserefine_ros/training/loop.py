@@ -231,7 +231,7 @@ class _Run:
         if not path.exists():
             return 0
         state = load_checkpoint(path)
-        _check_origin(state.get("origin") or {}, self._origin, path)
+        _check_origin(state["origin"], self._origin, path)
         try:
             self.task.module.load_state_dict(state["module"])
             self.average.load_state_dict(state["average"])

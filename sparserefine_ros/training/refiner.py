@@ -37,12 +37,9 @@ from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.maps import assemble_maps
 from sparserefine_ros.records import DenseOutput, Map, Selection, Uncertainty
-from sparserefine_ros.refiner import (
-    FeatureSampler,
-    Refiner,
-    RefineStage,
-    SelectedBlocks,
-)
+from sparserefine_ros.refine_stage import CpuRefineStage
+from sparserefine_ros.refiner import Refiner
+from sparserefine_ros.sampling import FeatureSampler, SelectedBlocks
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.cache import CachedItems
@@ -216,7 +213,7 @@ class RefinerTask:
     def score(self, module: nn.Module) -> float:
         """Mean IoU at full resolution through the inference stages, on the CPU."""
         assert isinstance(module, Refiner)
-        refine = RefineStage(copy.deepcopy(module).eval().cpu(), self.bundle)
+        refine = CpuRefineStage(copy.deepcopy(module).eval().cpu(), self.bundle)
         confusion = ConfusionMatrix(self._classes)
         for frame in self._validation:
             fused = refine(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan, extractor and fusion of a frame on a GPU: the twin of `refiner.RefineStage`.
+"""Plan, extractor and fusion of a frame on a GPU: the twin of `refine_stage.CpuRefineStage`.
 
 Up go the picture, the mask and, unless they lie there already, the dense maps; down comes the
 summary of the fused pixels. The host waits for the GPU after each stage, so its time is its own.
@@ -38,20 +38,13 @@ from sparserefine_ros.triton_kernels.unet import is_out_of_memory
 
 
 class TritonRefineStage:
-    """See `sparserefine_ros.refiner.RefineStage`.
+    """A `sparserefine_ros.refine_stage.RefineStage` on a GPU.
 
     Args:
         refiner: trained weights; they are copied.
         bundle: the bundle whose `refiner` section describes them.
         engine: of the sparse UNet, one that runs on a GPU; see `sparserefine_ros.sparse.engines`.
         device: the GPU.
-
-    Attributes:
-        engine: name of the engine.
-        description: what computes, for logs and diagnostics.
-        on_gpu: True.
-        settled: whether kernels for as many pixels as in the last frame had been compiled and tuned
-            before it.
 
     Raises:
         BackendError: no such GPU or engine, too little memory there for the weights, or an
@@ -94,13 +87,7 @@ class TritonRefineStage:
         clock: StageClock,
         truth: NDArray[np.uint8] | None = None,
     ) -> Uncertainty | None:
-        """Return the summary of the fused logits [N], on the CPU; None when nothing was selected.
-
-        Raises:
-            DeviceMemoryError: the GPU has too little memory for so many pixels.
-            BackendError: the GPU refuses a kernel.
-            ModelOutputError: the refiner returned NaN or infinity.
-        """
+        """See `RefineStage`; what it returns is on the CPU."""
         if selection.count == 0:
             return None
         self.settled, before = False, tuned()
@@ -118,8 +105,8 @@ class TritonRefineStage:
                 f"expected memory on {self._device} to refine {selection.count} pixels, it ran out "
                 f"({err}); lower max_refined_pixels, or free memory of the GPU"
             ) from err.with_traceback(None)  # which would hold the tensors of the failed run
-        # Sizes of the levels below, and how taps are shared out, may be new where that of the
-        # pixels is not.
+        # Settled when the kernels of this frame had been compiled and tuned before. Sizes of the
+        # levels below, and how taps are shared out, may be new where that of the pixels is not.
         kind = size_class(selection.count)
         self.settled = tuned() == before and kind in self._met
         self._met.add(kind)

@@ -44,7 +44,8 @@ class ExportOptions:
 
     Attributes:
         scale: low resolution / full resolution, for networks of free size.
-        size: (h, w) that the network runs at whatever the picture's size; goes before `scale`.
+        size: (h, w) that the network runs at whatever the picture's size; then `scale` counts for
+            nothing.
         precision: of weights, input and output.
     """
 
@@ -143,7 +144,7 @@ def _features_of(network: DenseNetwork) -> DenseFeaturesSpec | None:
 def _export_checked(network: DenseNetwork, path: Path, options: ExportOptions) -> None:
     """Export, compare what ONNX Runtime makes of it on two pictures of noise, and fix its size."""
     traced, step = _EXAMPLE_SIZE, network.multiple_of
-    compared = (traced[0] + step, traced[1])
+    compared = (traced[0] + step, traced[1] + 2 * step)
     if options.size is not None and not network.free_size:
         traced = compared = options.size
     image = torch.randn(2, 3, *compared, generator=torch.Generator().manual_seed(0))

@@ -61,7 +61,8 @@ def export_onnx(
     example = torch.zeros(1, 3, *example_size)
     if precision == "fp16":
         module, example = module.half(), example.half()
-    free = {0: "batch", 2: "height", 3: "width"}
+    free = {"image": {0: "batch", 2: "height", 3: "width"}}
+    free |= {name: {0: "batch", 2: "rows", 3: "columns"} for name in outputs}
     aside = path.with_suffix(".tmp")
     with warnings.catch_warnings():
         # The tracing exporter writes one self-contained file. What it warns of besides, sizes that
@@ -76,7 +77,7 @@ def export_onnx(
             opset_version=17,
             input_names=["image"],
             output_names=outputs,
-            dynamic_axes=dict.fromkeys(["image", *outputs], free),
+            dynamic_axes=free,
         )
     aside.replace(path)
 

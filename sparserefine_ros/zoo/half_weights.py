@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Halves an ONNX file: weights are stored as float16 and cast to float32 when a session opens.
 
-Computation stays float32. A weight moves by at most 2^-11 of itself, a twentieth of a percent.
+Computation stays float32. A weight moves by at most 2^-11 of itself, a twentieth of a percent, or
+by 3e-8 where that is more.
 """
 
 from __future__ import annotations

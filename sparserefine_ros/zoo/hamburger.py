@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from sparserefine_ros.zoo.convolution import PointwiseConv
 
-_RANK: Final = 16
+# Of MMSegmentation's configurations.
+RANK: Final = 16
 _STEPS: Final = 7
 _EPSILON: Final = 1e-6
 _SEED: Final = 0
@@ -34,11 +35,12 @@ class NonNegativeFactorisation(nn.Module):
 
     Args:
         channels: K.
+        rank: R.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rank: int = RANK) -> None:
         super().__init__()
-        drawn = np.random.default_rng(_SEED).random((channels, _RANK), np.float32)
+        drawn = np.random.default_rng(_SEED).random((channels, rank), np.float32)
         drawn /= np.linalg.norm(drawn, axis=0)
         self.bases: Tensor
         self.register_buffer("bases", torch.tensor(drawn), persistent=False)
@@ -65,10 +67,10 @@ def _update(factor: Tensor, numerator: Tensor, other: Tensor) -> Tensor:
 class Hamburger(nn.Module):
     """Factorisation between two 1x1 convolutions, with a shortcut."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rank: int = RANK) -> None:
         super().__init__()
         self.ham_in = PointwiseConv(channels, channels, norm=None)
-        self.ham = NonNegativeFactorisation(channels)
+        self.ham = NonNegativeFactorisation(channels, rank)
         self.ham_out = PointwiseConv(channels, channels, norm="gn", relu=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ MODELS: Final[Mapping[str, Builder]] = {
     "mask2former-t": partial(mask2former.build_mask2former, size=mask2former.SIZES["tiny"]),
     "mask2former-l": partial(mask2former.build_mask2former, size=mask2former.SIZES["large"]),
     "segnext-l": SegNeXt,
+    "segnext-l-rank64": partial(SegNeXt, rank=64),
 }
 
 

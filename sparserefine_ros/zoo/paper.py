@@ -17,7 +17,6 @@ FULL_SIZE: Final[Size] = (1024, 2048)
 CLASSES: Final = 19
 SIX_LEVELS: Final = (32, 64, 128, 256, 512, 1024)
 FIVE_LEVELS: Final = SIX_LEVELS[:5]
-REFERENCE_DENSITY: Final = 0.118
 
 
 @dataclass(frozen=True)

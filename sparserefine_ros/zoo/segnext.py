@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparserefine_ros.zoo.convolution import PointwiseConv, resize_like
-from sparserefine_ros.zoo.hamburger import Hamburger
+from sparserefine_ros.zoo.hamburger import RANK, Hamburger
 from sparserefine_ros.zoo.network import DenseNetwork
 
 _STRIPS: Final = (7, 11, 21)
@@ -173,10 +173,10 @@ class MSCAN(nn.Module):
 class LightHamHead(nn.Module):
     """The three coarser levels at stride 8, squeezed, through a Hamburger, classified."""
 
-    def __init__(self, inputs: Sequence[int], channels: int, classes: int) -> None:
+    def __init__(self, inputs: Sequence[int], channels: int, classes: int, rank: int) -> None:
         super().__init__()
         self.squeeze = PointwiseConv(sum(inputs), channels, norm="gn")
-        self.hamburger = Hamburger(channels)
+        self.hamburger = Hamburger(channels, rank)
         self.align = PointwiseConv(channels, channels, norm="gn")
         self.conv_seg = nn.Conv2d(channels, classes, 1)
 
@@ -193,14 +193,15 @@ class SegNeXt(DenseNetwork):
     Args:
         classes: C.
         size: variant; the paper's network is the large one.
+        rank: of the Hamburger, which has no weights of it; a checkpoint does not tell.
     """
 
     output_stride = 8
 
-    def __init__(self, classes: int, *, size: Size = LARGE) -> None:
+    def __init__(self, classes: int, *, size: Size = LARGE, rank: int = RANK) -> None:
         super().__init__()
         self.backbone = MSCAN(size)
-        self.decode_head = LightHamHead(size.widths[1:], size.head, classes)
+        self.decode_head = LightHamHead(size.widths[1:], size.head, classes, rank)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised image float [B, 3, h, w] -> logits float [B, C, h / 8, w / 8]."""

@@ -463,7 +463,7 @@ class TestBackends:
 
     def test_zero_threads_is_one_per_core(self, tiny_bundle: Path) -> None:
         segment = open_segmenter(Bundle.open(tiny_bundle), backend="auto", device="cpu", threads=0)
-        assert segment.description == f"onnxruntime CPU, {available_cores()} threads"
+        assert segment.description.startswith(f"onnxruntime CPU, {available_cores()} threads")
 
 
 def test_no_other_provider_steps_in(tiny_bundle: Path) -> None:

@@ -18,7 +18,7 @@ from sparserefine_ros.evaluation.bench_sparse import bench_sparse
 from sparserefine_ros.evaluation.meters import ProcessorMeter
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.sparse.engines import ENGINES
-from sparserefine_ros.sparse.native import NativeUNet
+from sparserefine_ros.sparse.pytorch import PyTorchUNet
 from sparserefine_ros.sparse.unet import SparseUNet
 
 SIZE = (64, 96)
@@ -94,11 +94,11 @@ def test_rates_follow_from_time_and_existing_pairs(tiny_bundle: Path) -> None:
 
 
 def test_wrong_results_are_not_timed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(NativeUNet):
+    class Wrong(PyTorchUNet):
         def __call__(self, *arguments: object) -> torch.Tensor:
             return 1.01 * super().__call__(*arguments)  # type: ignore[arg-type]
 
-    def open_wrong(name: str, unet: SparseUNet, *, threads: int) -> NativeUNet:
+    def open_wrong(name: str, unet: SparseUNet, *, threads: int) -> PyTorchUNet:
         return Wrong(unet)
 
     monkeypatch.setattr(module, "open_engine", open_wrong)

@@ -91,7 +91,7 @@ class TestMistakes:
             (("frames",), [], r"frames: .*at least 1"),
             (("frames", 0, "stage_ms"), {"dense": 1.0}, r"expected times of .*, got \['dense'\]"),
             (("variants",), {}, r"expected counts of \['dense-low', .*, got \[\]"),
-            (("format",), 1, r"raw\.json: format: .*, got 1"),
+            (("format",), 2, r"raw\.json: format: .*, got 2"),
             (("setting", "frames"), "many", "setting.frames: .*, got 'many'"),
         ],
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import oracle
@@ -9,8 +10,11 @@ import torch
 from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
+from sparserefine_ros.kernels.library import PYTORCH, kernels_from
 from sparserefine_ros.sparse.convolve import convolve
 from sparserefine_ros.sparse.plan import Bounds, Links, build_plan
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 MASKS = example_masks()
 INPUTS, OUTPUTS = 3, 4
@@ -23,25 +27,12 @@ TOLERANCES = {
 
 
 @pytest.fixture(params=["float64", "float32", "float32-pytorch"])
-def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     """float32 runs on the compiled kernels where there are any, and on PyTorch."""
     if request.param == "float32":
         request.getfixturevalue("kernels")
-    else:
-        monkeypatch.setattr("sparserefine_ros.sparse.convolve.compiled_kernels", lambda: None)
-    return torch.float64 if request.param == "float64" else torch.float32
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh memory holds NaN, so that a row nobody writes cannot pass for zero by luck."""
-    plain = torch.Tensor.new_empty
-
-    def poisoned(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        fresh = plain(self, *size, **options)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    with kernels_from(None if request.param == "float32" else PYTORCH):
+        yield torch.float64 if request.param == "float64" else torch.float32
 
 
 def random_tensors(

@@ -12,8 +12,8 @@ from oracle import example_masks, grid_of, sites_of
 
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.sparse.engines import ENGINES, needs_cpu, open_engine
-from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import SparsePlan, build_plan
+from sparserefine_ros.sparse.pytorch import PyTorchUNet
 from sparserefine_ros.sparse.unet import SparseUNet
 
 ELSEWHERE = torch.device("meta")
@@ -48,7 +48,7 @@ def test_training(plan: SparsePlan, unet: SparseUNet) -> None:
 
 
 def test_auto(unet: SparseUNet) -> None:
-    assert isinstance(open_engine("auto", unet, threads=1), NativeUNet)
+    assert isinstance(open_engine("auto", unet, threads=1), PyTorchUNet)
 
 
 @pytest.mark.parametrize("name", ["pytorch", "dense", "dense-bfloat16"])

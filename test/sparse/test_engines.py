@@ -199,7 +199,7 @@ class TestByName:
         monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
         with pytest.raises(BackendError, match=r"install a C\+\+ compiler"):
             open_engine("compiled", make_unet(), threads=1)
-        assert type(open_engine("auto", make_unet(), threads=1)).__name__ == "NativeUNet"
+        assert type(open_engine("auto", make_unet(), threads=1)).__name__ == "PyTorchUNet"
 
 
 class TestAuto:

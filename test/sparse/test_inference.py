@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two folded networks for inference, `sparse.native` and `sparse.compiled`."""
+"""The two folded networks for inference, `sparse.pytorch` and `sparse.compiled`."""
 
 from __future__ import annotations
 
@@ -15,31 +15,19 @@ from torch import Tensor
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse import compiled
 from sparserefine_ros.sparse.compiled import CompiledUNet
-from sparserefine_ros.sparse.native import NativeUNet
 from sparserefine_ros.sparse.plan import Bounds, build_plan
+from sparserefine_ros.sparse.pytorch import PyTorchUNet
 from sparserefine_ros.sparse.unet import SparseUNet
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 MASKS = example_masks()
 INPUTS, CLASSES = 4, 3
-Make: TypeAlias = Callable[[SparseUNet], NativeUNet | CompiledUNet]
+Make: TypeAlias = Callable[[SparseUNet], PyTorchUNet | CompiledUNet]
 
 # Float32 with the norms folded into the weights: about ten layers, each within a few 1e-6 of the
 # largest activation.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh buffers hold NaN, so that a row nobody writes cannot pass unseen."""
-    plain_empty, plain_new_empty = torch.empty, torch.Tensor.new_empty
-
-    def poisoned(fresh: Tensor) -> Tensor:
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(plain_empty(*a, **k)))
-    monkeypatch.setattr(
-        torch.Tensor, "new_empty", lambda *a, **k: poisoned(plain_new_empty(*a, **k))
-    )
 
 
 def make_unet(**options: Any) -> SparseUNet:
@@ -54,7 +42,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mak
     """The last one takes Winograd's products everywhere, which only wider networks do, and only
     where the sites lie close together."""
     if request.param == "pytorch":
-        return NativeUNet
+        return PyTorchUNet
     kernels = request.getfixturevalue("kernels")
     few = 1 if request.param == "compiled-winograd" else 10**6
     monkeypatch.setattr(compiled, "_WINOGRAD_CHANNELS", few)
@@ -167,9 +155,9 @@ def test_many_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     mask, unet = MASKS["odd"], make_unet()
     plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
     features = make_features(mask)
-    whole = NativeUNet(unet)(features, plan)
+    whole = PyTorchUNet(unet)(features, plan)
     monkeypatch.setattr("sparserefine_ros.sparse.convolve._CHUNK_ELEMENTS", 100)
-    torch.testing.assert_close(NativeUNet(unet)(features, plan), whole, **TOLERANCE)
+    torch.testing.assert_close(PyTorchUNet(unet)(features, plan), whole, **TOLERANCE)
 
 
 @pytest.mark.parametrize("bounds", ["image", "data"])

@@ -8,13 +8,7 @@ from torch.nn import functional as F
 
 from sparserefine_ros.sparse.norm import SiteNorm
 
-
-@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
-def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "compiled":
-        request.getfixturevalue("kernels")
-    else:
-        monkeypatch.setattr("sparserefine_ros.sparse.norm.compiled_kernels", lambda: None)
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def make(channels: int) -> tuple[SiteNorm, nn.BatchNorm1d]:

@@ -140,18 +140,7 @@ class TestResume:
         with pytest.raises(ConfigurationError, match="has 5 epochs, the recipe asks for 3; resume"):
             fit(ToyTask(), schedule, folder, seed=3, resume=True)
 
-    def test_a_checkpoint_from_before_the_origin_was_noted(
-        self, uninterrupted: tuple[Path, float, Weights], tmp_path: Path
-    ) -> None:
-        old = load(uninterrupted[0] / LAST)
-        del old["origin"]
-        torch.save(old, tmp_path / LAST)
-        shutil.copy(uninterrupted[0] / BEST, tmp_path / BEST)
-        score = fit(ToyTask(), SCHEDULE, tmp_path, seed=3, resume=True, origin={"seed": 3})
-        assert score == uninterrupted[1]
-
     def test_what_a_checkpoint_holds(self, uninterrupted: tuple[Path, float, Weights]) -> None:
-        """Checkpoints of earlier versions hold the same and can be resumed."""
         state = load(uninterrupted[0] / LAST)
         assert state.keys() == {"module", "average", "optimiser", "best", "epochs_done", "origin"}
         plain = ToyTask(seed=99)

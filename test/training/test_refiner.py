@@ -28,7 +28,8 @@ from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.errors import BundleError, ConfigurationError, SparseRefineError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS
-from sparserefine_ros.refiner import FeatureSampler, SelectedBlocks, load_refiner
+from sparserefine_ros.refiner import load_refiner
+from sparserefine_ros.sampling import FeatureSampler, SelectedBlocks
 from sparserefine_ros.selectors import SelectorNet
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training import cache

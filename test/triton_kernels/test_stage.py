@@ -21,7 +21,8 @@ from sparserefine_ros.ensemble import GatedEnsembler
 from sparserefine_ros.errors import BackendError, DeviceMemoryError, ModelOutputError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import ALL_MAPS, DenseOutput, Selection
-from sparserefine_ros.refiner import Refiner, RefineStage
+from sparserefine_ros.refine_stage import CpuRefineStage
+from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.selection import selection_from_mask, selection_from_pixels
 from sparserefine_ros.triton_kernels import stage as module
 from sparserefine_ros.triton_kernels.fusion import TritonGate
@@ -82,7 +83,9 @@ def compare(
     bundle: Bundle, scene: tuple[Any, DenseOutput], selection: Selection, device: torch.device
 ) -> None:
     refiner, (image, dense) = make_refiner(bundle), scene
-    expected = RefineStage(refiner, bundle, engine="pytorch")(image, dense, selection, StageClock())
+    expected = CpuRefineStage(refiner, bundle, engine="pytorch")(
+        image, dense, selection, StageClock()
+    )
     stage = TritonRefineStage(refiner, bundle, engine="triton", device=device)
     clock = StageClock()
     found = stage(image, dense, selection, clock)
@@ -117,7 +120,7 @@ def test_sizes_may_change(tiny_bundle: Path, device: torch.device) -> None:
     bundle = describe(tiny_bundle)
     refiner = make_refiner(bundle)
     stage = TritonRefineStage(refiner, bundle, engine="triton", device=device)
-    on_cpu = RefineStage(refiner, bundle, engine="pytorch")
+    on_cpu = CpuRefineStage(refiner, bundle, engine="pytorch")
     for full in ((20, 24), (12, 16), (20, 24)):
         low = (full[0] // 2, full[1] // 2)
         scene, selection = make_scene(full, low), some_blocks(low, full)

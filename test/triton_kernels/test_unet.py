@@ -19,13 +19,15 @@ triton = pytest.importorskip("triton", reason=NO_TRITON)
 
 from sparserefine_ros.errors import BackendError, DeviceMemoryError  # noqa: E402
 from sparserefine_ros.sparse.engines import open_engine  # noqa: E402
-from sparserefine_ros.sparse.native import NativeUNet  # noqa: E402
 from sparserefine_ros.sparse.plan import Bounds, SparsePlan, build_plan  # noqa: E402
+from sparserefine_ros.sparse.pytorch import PyTorchUNet  # noqa: E402
 from sparserefine_ros.sparse.unet import SparseUNet  # noqa: E402
 from sparserefine_ros.triton_kernels import runtime  # noqa: E402
 from sparserefine_ros.triton_kernels import unet as module  # noqa: E402
 from sparserefine_ros.triton_kernels.runtime import INTERPRETER_VARIABLE  # noqa: E402
 from sparserefine_ros.triton_kernels.unet import Precision, TritonUNet  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 MASKS = example_masks()
 INPUTS, CLASSES = 4, 3
@@ -35,18 +37,6 @@ LARGEST_ERROR: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-
 NEEDS_GPU = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU, PyTorch finds none"
 )
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh buffers hold NaN, so that a row nobody writes cannot pass unseen."""
-    plain = torch.empty
-
-    def poisoned(*arguments: Any, **options: Any) -> Tensor:
-        fresh: Tensor = plain(*arguments, **options)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @functools.cache
@@ -260,7 +250,7 @@ def test_equals_pytorch_on_a_gpu(widths: tuple[int, ...], precision: Precision) 
     mask = torch.rand(2, 1, 150, 203, generator=torch.Generator().manual_seed(5)) < 0.3
     features, plan = make_features(mask).cuda(), make_plan(mask, unet).to(torch.device("cuda"))
     torch.backends.cuda.matmul.allow_tf32 = False
-    expected = NativeUNet(unet)(features, plan)
+    expected = PyTorchUNet(unet)(features, plan)
     logits = TritonUNet(unet, precision=precision)(features, plan)
     error = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert error < 2 * LARGEST_ERROR[precision]

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch.nn import functional as F
 from zoo import mmseg_names
 from zoo.small_models import SEGNEXT as SIZE
 
+from sparserefine_ros.dense.half import to_half
+from sparserefine_ros.zoo.export import export_onnx
 from sparserefine_ros.zoo.hamburger import NonNegativeFactorisation
 from sparserefine_ros.zoo.segnext import MSCAN, SegNeXt
 
@@ -129,6 +133,26 @@ class TestFactorisation:
         assert torch.equal(
             NonNegativeFactorisation(8)(torch.zeros(1, 8, 3, 4)), torch.zeros(1, 8, 3, 4)
         )
+
+
+def test_the_rank_is_chosen() -> None:
+    assert NonNegativeFactorisation(8, rank=3).bases.shape == (8, 3)
+    network = SegNeXt(CLASSES, size=SIZE, rank=5)
+    assert network.get_submodule("decode_head.hamburger.ham").bases.shape == (SIZE.head, 5)
+
+
+def test_a_model_brought_to_half_precision_keeps_its_sums_in_float32(tmp_path: Path) -> None:
+    export_onnx(make_network(), tmp_path / "s.onnx", example_size=(64, 64))
+    model = onnx.shape_inference.infer_shapes(
+        onnx.load_from_string(to_half(tmp_path / "s.onnx")), data_prop=True
+    )
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    within = [node for node in products if "/ham/" in node.name]
+    assert len(within) > 20
+    assert {kinds[node.output[0]] for node in within} == {onnx.TensorProto.FLOAT}
+    convolved = {kinds.get(n.output[0]) for n in model.graph.node if n.op_type == "Conv"}
+    assert convolved == {onnx.TensorProto.FLOAT16}
 
 
 def test_logits_are_the_same_each_time_and_for_each_network() -> None:

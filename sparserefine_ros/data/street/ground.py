@@ -235,7 +235,7 @@ def _draw_patches(canvas: Canvas, style: Style, stretch: int) -> None:
 
 def _shade(canvas: Canvas, style: Style, top: int, things: Iterable[Thing]) -> None:
     region = canvas.image[top:]
-    gain = _grain(canvas, top) * _shadows(canvas, style, top, things)
+    gain = _grain(canvas, top) * _shadows(canvas, top, things)
     scaled = np.clip(gain * 128, 0, 255).astype(np.uint8)
     cv2.multiply(region, cv2.merge([scaled] * 3), dst=region, scale=1 / 128)
 
@@ -265,9 +265,7 @@ def _grain(canvas: Canvas, top: int) -> NDArray[np.float32]:
     return total
 
 
-def _shadows(
-    canvas: Canvas, style: Style, top: int, things: Iterable[Thing]
-) -> NDArray[np.float32]:
+def _shadows(canvas: Canvas, top: int, things: Iterable[Thing]) -> NDArray[np.float32]:
     """Light left on the ground, float32 [H - top, W], drawn small and blurred."""
     height, width = canvas.labels.shape
     shrink = 4 if width >= 960 else 2

@@ -9,6 +9,7 @@ stand-in, and only tensors are returned.
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickle
 import pickletools
 import zipfile
@@ -42,9 +43,17 @@ def _stand_in_list(*arguments: object) -> list[object]:
     return []
 
 
+def _stand_in_dict(*arguments: object) -> dict[object, object]:
+    """For classes that pickle sets items of."""
+    return {}
+
+
 # Magic number, version, system, content.
 _PICKLES_OF_OLD_FILES: Final = 4
-_APPENDED_TO: Final = ("collections.deque",)
+_CONTAINERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "collections.deque": _stand_in_list,
+    "collections.defaultdict": _stand_in_dict,
+}
 _ADVICE: Final = ("Weights only load failed", "Check the documentation", "(1)", "(2)")
 
 
@@ -78,7 +87,7 @@ def _load_pickle(path: Path) -> object:
     try:
         foreign = _named_objects(path)
         allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-            (_stand_in_list if name in _APPENDED_TO else _StandIn, name) for name in foreign
+            (_CONTAINERS.get(name, _StandIn), name) for name in foreign
         ]
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -97,11 +106,17 @@ def _named_objects(path: Path) -> Iterable[str]:
     # Before PyTorch 1.6, and in what OpenMMLab publishes, pickles simply follow each other.
     with path.open("rb") as stream:
         return {
-            str(argument).replace(" ", ".")
+            _name_in_python_3(*str(argument).split(" ", 1))
             for _ in range(_PICKLES_OF_OLD_FILES)
             for opcode, argument, _ in pickletools.genops(stream)
             if opcode.name == "GLOBAL"
         }
+
+
+def _name_in_python_3(module: str, name: str) -> str:
+    """Old pickles name things as Python 2 did; PyTorch looks for what they are called now."""
+    module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
 def _reason(err: BaseException) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -104,8 +105,10 @@ def load_by_file_names(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    mistakes = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    mistakes += [f"{key} is unknown" for key in sorted(found["unexpected_keys"])]
+    missing = _without(found["missing_keys"], _ignored(model, "missing"))
+    unknown = _without(found["unexpected_keys"], _ignored(model, "unexpected"))
+    mistakes = [f"{key} is missing" for key in missing]
+    mistakes += [f"{key} is unknown" for key in unknown]
     mistakes += [
         f"{key}: expected {list(expected)}, got {list(came)}"
         for key, came, expected in sorted(found["mismatched_keys"])
@@ -117,6 +120,21 @@ def load_by_file_names(
     ]
     report(mistakes, source=source)
     return model  # type: ignore[no-any-return]
+
+
+def _ignored(model: nn.Module, kind: str) -> set[str]:
+    """Patterns of names that any part of a model declares to be of no account.
+
+    `transformers` itself asks the parts next to the model only, so that the Swin backbone of a
+    Mask2Former is not heard.
+    """
+    name = f"_keys_to_ignore_on_load_{kind}"
+    return {pattern for part in model.modules() for pattern in getattr(part, name, None) or ()}
+
+
+def _without(keys: Iterable[str], patterns: set[str]) -> list[str]:
+    """Those that match none of the patterns, in order."""
+    return sorted(key for key in keys if not any(re.search(each, key) for each in patterns))
 
 
 def _load_segformer(config: Any, state: Mapping[str, Tensor], source: str) -> DenseNetwork:

@@ -15,6 +15,7 @@ from sparserefine_ros.zoo import segformer
 from sparserefine_ros.zoo.checkpoints.files import read_state
 from sparserefine_ros.zoo.checkpoints.segformer import load_segformer
 from sparserefine_ros.zoo.checkpoints.state import Rule, fill, rename, without
+from sparserefine_ros.zoo.hamburger import RANK
 from sparserefine_ros.zoo.hrnet import HRNet
 from sparserefine_ros.zoo.network import DenseNetwork
 from sparserefine_ros.zoo.segnext import SegNeXt
@@ -57,8 +58,10 @@ def _load_hrnet(classes: int, state: Mapping[str, Tensor], source: str) -> Dense
     return network
 
 
-def _load_segnext(classes: int, state: Mapping[str, Tensor], source: str) -> DenseNetwork:
-    network = SegNeXt(classes)
+def _load_segnext(
+    classes: int, state: Mapping[str, Tensor], source: str, rank: int
+) -> DenseNetwork:
+    network = SegNeXt(classes, rank=rank)
     fill(network, rename(without(state, _SEGNEXT_UNUSED), _SEGNEXT), source=source)
     return network
 
@@ -69,5 +72,6 @@ LOADERS: Final[Mapping[str, Loader]] = {
         f"segformer-{name}": partial(load_segformer, size=size)
         for name, size in segformer.SIZES.items()
     },
-    "segnext-l": _load_segnext,
+    "segnext-l": partial(_load_segnext, rank=RANK),
+    "segnext-l-rank64": partial(_load_segnext, rank=64),
 }

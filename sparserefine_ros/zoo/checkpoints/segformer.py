@@ -11,11 +11,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparserefine_ros.zoo.checkpoints.hub import load_by_file_names
 from sparserefine_ros.zoo.checkpoints.state import Rule, fill, rename, without
-from sparserefine_ros.zoo.segformer import SegFormer, Size, build_segformer, segformer_config
+from sparserefine_ros.zoo.segformer import (
+    NORM_EPSILON,
+    SegFormer,
+    Size,
+    build_segformer,
+    segformer_config,
+)
 from sparserefine_ros.zoo.transformer import load_transformers
 
 _BACKBONE: Final = "backbone."
@@ -63,6 +69,8 @@ _AUTHORS_HEAD: Final[tuple[Rule, ...]] = (
 )
 # The authors' head inherits a classifier that it does not use.
 _AUTHORS_UNUSED: Final = "conv_seg."
+# Norms with PyTorch's epsilon in the authors' code; the others have a smaller one.
+_AUTHORS_WIDE_NORMS: Final = ("patch_embeddings.layer_norm", "sequence_reduction.layer_norm")
 _FUSED: Final = re.compile(r"(query\+)?key\+value")
 
 
@@ -112,6 +120,9 @@ def _load_authors(classes: int, state: Mapping[str, Tensor], source: str, size: 
         {**named, **rest},
         source=source,
     )
+    for key, part in model.named_modules():
+        if isinstance(part, nn.LayerNorm) and not key.endswith(_AUTHORS_WIDE_NORMS):
+            part.eps = NORM_EPSILON
     return SegFormer(model)
 
 

@@ -83,7 +83,11 @@ def test_objects_of_missing_packages_are_passed_over(
     content = {
         "state_dict": STATE,
         "message_hub": {"log": log, "kinds": [kind, collections.defaultdict]},
-        "hyper_parameters": {"path": Path("x"), "counts": collections.Counter("aab")},
+        "hyper_parameters": {
+            "path": Path("x"),
+            "counts": collections.Counter("aab"),
+            "resolved": collections.defaultdict(dict, {"now": {"%Y": "2024"}}),
+        },
     }
     save(content, tmp_path / "w.ckpt", zipped)
     monkeypatch.delitem(sys.modules, "trainer_of_theirs")

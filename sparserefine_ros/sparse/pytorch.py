@@ -156,7 +156,7 @@ class _Level:
         return parts[0]
 
 
-class NativeUNet:
+class PyTorchUNet:
     """Folded copy of a trained `SparseUNet`; same results within rounding, no gradients.
 
     Runs on the device of the UNet's weights, where it expects features and plan. Not re-entrant:
