@@ -68,10 +68,10 @@ def _write(options: argparse.Namespace) -> None:
 
 
 def _add_evaluate(actions: Commands[argparse.ArgumentParser]) -> None:
-    parser = actions.add_parser("evaluate", help="run a bundle over bags, with numbers")
+    parser = actions.add_parser("evaluate", help="run a bundle on bags and score it")
     parser.add_argument("bag", nargs="+", type=Path, help="folder of a bag, or .mcap or .db3 file")
     parser.add_argument(
-        "-o", "--out", type=Path, help="folder for the results; default: NAME_results, by the bag"
+        "-o", "--out", type=Path, help="folder for the results; default: BAG_results"
     )
     parser.add_argument("--image-topic", help="default: the only image topic")
     labels = parser.add_mutually_exclusive_group()

@@ -48,11 +48,18 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     rim.set_defaults(command=_rim)
     deadline = what.add_parser("deadline", help="frames in time while the uncertain area jumps")
     deadline.add_argument("--budget-ms", type=float, required=True, help="deadline of a frame")
-    deadline.add_argument("--frames", type=int, default=300, help="how many, 20 of them to learn")
+    deadline.add_argument(
+        "--frames",
+        type=int,
+        default=300,
+        help="how many; the first 20 only teach what a pixel costs",
+    )
     add_pipeline_options(deadline)
     deadline.set_defaults(command=_deadline)
     sparse = what.add_parser("sparse", help="the sparse UNet on each engine")
-    sparse.add_argument("--bundle", default=DEFAULT_BUNDLE, help="draws the masks")
+    sparse.add_argument(
+        "--bundle", default=DEFAULT_BUNDLE, help="whose dense model draws the masks"
+    )
     sparse.add_argument("--unet", action="append", help="bundle, small or reference")
     sparse.add_argument("--density", action="append", type=float, help="share of pixels")
     sparse.add_argument("--engine", action="append", help="an engine, or training")

@@ -15,7 +15,7 @@ _SIZES = ((256, 512), (250, 494))
 
 def add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
     """Look after bundles."""
-    parser = commands.add_parser("bundle", help="look after model bundles")
+    parser = commands.add_parser("bundle", help="verify, seal and extend model bundles")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     verify = actions.add_parser("verify", help="check fields, files and digests, run the models")
     seal = actions.add_parser("seal", help="write the digests of hand-placed files")

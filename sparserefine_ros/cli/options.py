@@ -24,7 +24,11 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparse-backend", default="auto", help="engine of the sparse refiner")
     parser.add_argument("--device", default="cpu", help="device of the engines")
     add_engine_options(parser)
-    parser.add_argument("--no-build-engines", action="store_true", help="take built engines only")
+    parser.add_argument(
+        "--no-build-engines",
+        action="store_true",
+        help="fail where a TensorRT engine is not built yet",
+    )
     parser.add_argument("--threads", type=int, default=0, help="0 for one per core")
     parser.add_argument("--entropy-threshold", type=float, help="nats; default: the bundle's")
     parser.add_argument("--max-refined-pixels", type=int, help="0: no limit; default: the bundle's")

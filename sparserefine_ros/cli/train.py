@@ -88,7 +88,10 @@ def add_ablate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("recipe", type=Path, help="YAML recipe, see config/recipes/")
     parser.add_argument("--bundle", required=True, help="bundle with the dense model")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for runs and tables; goes on where it was"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for runs and tables; an interrupted ablation resumes",
     )
     parser.set_defaults(command=_ablate)
 

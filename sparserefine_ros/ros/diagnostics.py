@@ -154,12 +154,12 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
     if slow:
         return Level.WARN, _latency_text(latency_ms, limits.warn_ms)
     if 0.0 < limits.stale_after_s < camera.busy_s:
-        return Level.WARN, f"the frame in work has taken {camera.busy_s:.1f} s so far"
+        return Level.WARN, f"the current frame has been in process for {camera.busy_s:.1f} s"
     afforded = _afford(camera.recent_frames, limits)
     if limits.budget_ms and afforded and not any(afforded):
         return Level.WARN, (
-            f"nothing is refined: without it a frame takes {latency_ms:.1f} ms already, of "
-            f"latency_budget_ms {limits.budget_ms:g}"
+            f"nothing is refined: a frame takes {latency_ms:.1f} ms without it, "
+            f"latency_budget_ms is {limits.budget_ms:g}"
         )
     if camera.stamps_back > camera.previous_stamps_back:
         return Level.WARN, f"the stamps on {camera.topic} went back in time"

@@ -79,8 +79,8 @@ class SegmentNode(LifecycleNode):
         self._start_mistakes = node_parameters.declare(self)
         if unknown := node_parameters.undeclared(self):
             self.get_logger().warning(
-                f"no parameters of this node, ignored: {', '.join(unknown)}; `ros2 param list` "
-                "names those it has"
+                f"ignored unknown parameters: {', '.join(unknown)}; `ros2 param list` names those "
+                "of this node"
             )
         self._settings = node_parameters.read(self)
         self._worker = LatestWorker(self._process, on_rejected=self._log_rejection)
@@ -113,7 +113,9 @@ class SegmentNode(LifecycleNode):
         """Stop the worker and give up subscriptions, publishers and model, whatever the state."""
         self._unsubscribe()
         if not self._worker.stop(CLOSE_S):
-            self.get_logger().error(f"the model has not returned for {CLOSE_S:.0f} s; left behind")
+            self.get_logger().error(
+                f"the model did not finish within {CLOSE_S:.0f} s; exiting without it"
+            )
             return
         self._unload()
 
@@ -230,7 +232,7 @@ class SegmentNode(LifecycleNode):
             return FAILURE
         self.get_logger().error(
             f"{self._failure}\n{details}"
-            f"Put it right (a parameter with `ros2 param set`) and {transition} the node again."
+            f"Fix the cause (a parameter with `ros2 param set`) and {transition} the node again."
         )
         return FAILURE
 

@@ -2,7 +2,7 @@
 """The node's parameters: the one source of names, defaults, ranges and descriptions.
 
 `python -m sparserefine_ros.ros.parameters > config/segment.yaml` writes the parameter file;
-with `--markdown` it prints the table of the README.
+with `--markdown` it prints the table of docs/ros.md.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NodeParameters:
     max_batch: int = _parameter(
         1,
         "Frames of different cameras that the dense model takes at once, at most; it needs a free "
-        "batch axis for more than 1. The first result then waits until that is done with all.",
+        "batch axis for more than 1. No result is published before the whole batch has passed it.",
         minimum=1,
         maximum=64,
     )
@@ -134,15 +134,15 @@ class NodeParameters:
     )
     entropy_threshold: float = _parameter(
         -1.0,
-        "Pixels whose entropy in nats is above it are refined, up to the logarithm of the number "
-        "of classes, for bundles that select by entropy; -1.0: the bundle's value.",
+        "Pixels of a higher entropy, in nats, are refined; 0.0 to the logarithm of the number of "
+        "classes. Only for bundles that select by entropy. -1.0: the bundle's value.",
         minimum=-1.0,
         maximum=math.log(MAX_CLASSES),
         run_time=True,
     )
     max_refined_pixels: int = _parameter(
         -1,
-        "At most so many pixels of a frame are refined, those the selector ranks highest; "
+        "Most pixels of a frame that are refined, those the selector ranks highest; "
         "0: no limit; -1: the bundle's value.",
         minimum=-1,
         maximum=1_000_000_000,
@@ -151,7 +151,7 @@ class NodeParameters:
     latency_budget_ms: float = _parameter(
         0.0,
         "Deadline of a frame in ms, from its arrival to its publication: as many pixels are "
-        "refined as fit, after what the frames before have taught about this machine; 0.0: off.",
+        "refined as fit, by what earlier frames took on this machine; 0.0: off.",
         minimum=0.0,
         maximum=3.6e6,
         run_time=True,
@@ -176,7 +176,7 @@ class NodeParameters:
     )
     latency_error_after_s: float = _parameter(
         10.0,
-        "Diagnostics turn ERROR when the median latency has been above latency_warn_ms for so "
+        "Diagnostics turn ERROR when the median latency has been above latency_warn_ms for this "
         "many seconds without a break; 0.0: off.",
         minimum=0.0,
         maximum=86400.0,
@@ -184,13 +184,13 @@ class NodeParameters:
     )
     stale_after_s: float = _parameter(
         2.0,
-        "Diagnostics turn STALE when a camera has sent no frames for so many seconds; 0.0: off.",
+        "Diagnostics turn STALE when a camera has sent no frames for this many seconds; 0.0: off.",
         minimum=0.0,
         maximum=86400.0,
         run_time=True,
     )
     diagnostics_period_s: float = _parameter(
-        1.0, "Seconds between two diagnostics.", minimum=0.05, maximum=60.0
+        1.0, "Seconds between two messages of diagnostics.", minimum=0.05, maximum=60.0
     )
     autostart: bool = _parameter(
         True, "Whether the node configures and activates itself when it starts."
@@ -351,7 +351,7 @@ def parameters_yaml() -> str:
 
 
 def parameters_markdown() -> str:
-    """The README's table of parameters."""
+    """The table of parameters in docs/ros.md."""
     lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
     for spec in PARAMETERS:
         notes = [spec.description]

@@ -158,7 +158,7 @@ class Session:
         )
         if stream.history.add(record):
             height, width = prediction.size
-            self._logger.info(f"{stream.topic}: {width} x {height} pictures from now on")
+            self._logger.info(f"{stream.topic}: the pictures' size changed to {width} x {height}")
 
     def _time_left_ms(self, work: _Work, found: DenseResult) -> float | None:
         """A frame's share of the time until its deadline; None without one.

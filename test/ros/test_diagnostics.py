@@ -263,7 +263,7 @@ def test_a_model_that_does_not_come_back_is_told() -> None:
     # Without limits of the latency there is still that of silence.
     silent = dataclasses.replace(OFF, stale_after_s=2.0)
     assert told(1.9, silent) == (Level.OK, "segmenting")
-    assert told(2.1, silent) == (Level.WARN, "the frame in work has taken 2.1 s so far")
+    assert told(2.1, silent) == (Level.WARN, "the current frame has been in process for 2.1 s")
     assert told(60.0, OFF) == (Level.OK, "segmenting")
 
 
