@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.errors import ConfigurationError
+from sparserefine_ros.errors import ConfigurationError, ImageError
 from sparserefine_ros.files import expanded
 from sparserefine_ros.outputs import SUMMARIES, ResultWriter
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
@@ -27,6 +28,8 @@ def run_source(
 ) -> None:
     """Segment every frame of a source and write the results to `out`.
 
+    Pictures of a folder that cannot be read are told and left out.
+
     Args:
         bundle: the model.
         options: how it is run.
@@ -35,10 +38,16 @@ def run_source(
         limit: frames at most; 0 for all (30 of an endless source).
 
     Raises:
-        ImageError: the source or a picture in it cannot be read.
+        ImageError: the source, or every picture in it, cannot be read.
         ConfigurationError: a negative limit, or results would replace what is read.
     """
-    frames = open_source(source)
+    unreadable: list[ImageError] = []
+
+    def leave_out(err: ImageError) -> None:
+        unreadable.append(err)
+        print(f"left out: {err}", file=sys.stderr, flush=True)
+
+    frames = open_source(source, leave_out)
     _check_folder(source, out)
     limit = frame_limit(limit, frames.length)
     expected = min(filter(None, (frames.length, limit)))
@@ -58,7 +67,13 @@ def run_source(
                 prediction.refined,
             )
             print(f"{frame.name}: {describe(prediction)}", flush=True)
-    print(f"{writer.frames} frames, results in {out.resolve()}; look at contact_sheet.jpg first")
+    if writer.frames == 0 and unreadable:
+        raise unreadable[-1]
+    left_out = f", {len(unreadable)} left out" if unreadable else ""
+    print(
+        f"{writer.frames} frames{left_out}, results in {out.resolve()}; "
+        "look at contact_sheet.jpg first"
+    )
 
 
 def _check_folder(source: str, out: Path) -> None:

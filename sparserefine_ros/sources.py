@@ -7,10 +7,10 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -59,10 +59,15 @@ class Frame:
     image: NDArray[np.uint8]
 
 
+# What is told of a picture that cannot be read.
+Unreadable: TypeAlias = Callable[[ImageError], None]
+
+
 class FrameSource(Protocol):
     """Pictures in order; each iteration starts from the first one and holds one at a time.
 
-    Iterating raises ImageError, naming the file, at a picture that cannot be read.
+    Iterating raises ImageError, naming the file, at a picture that cannot be read, unless the
+    source was opened to pass over such pictures of a folder.
     """
 
     @property
@@ -76,13 +81,15 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
 
-def open_source(spec: str | Path) -> FrameSource:
+def open_source(spec: str | Path, unreadable: Unreadable | None = None) -> FrameSource:
     """Open a source and check that it holds something to play.
 
     Args:
         spec: an image file, a folder (its images in natural order of their names, subfolders left
             out), a video file, or `street[:SEED][:WIDTHxHEIGHT]` for an endless procedural street.
             The text `street` is never a path: write `./street` for a file or folder of that name.
+        unreadable: what is called with each picture of a folder that cannot be read, which is then
+            left out; None for an error.
 
     Raises:
         ImageError: nothing usable at `spec`; the text tells what is accepted.
@@ -94,7 +101,7 @@ def open_source(spec: str | Path) -> FrameSource:
         # An empty text would be the working folder.
         found = spec != "" and path.exists()
         if found and path.is_dir():
-            return _open_folder(path)
+            return _open_folder(path, unreadable)
     except OSError as err:
         raise ImageError(f"cannot read {str(spec)!r}: {err.strerror}; check the path") from err
     if not found:
@@ -143,16 +150,26 @@ class ImageSource:
     Args:
         paths: at least one file; each is opened when its turn comes.
         fps: frames per second.
+        unreadable: see `open_source`.
     """
 
-    def __init__(self, paths: Sequence[Path], *, fps: float) -> None:
-        self._paths = tuple(paths)
+    def __init__(
+        self, paths: Sequence[Path], *, fps: float, unreadable: Unreadable | None = None
+    ) -> None:
+        self._paths, self._unreadable = tuple(paths), unreadable
         self.length: int | None = len(self._paths)
         self.fps = fps
 
     def __iter__(self) -> Iterator[Frame]:
         for path in self._paths:
-            yield Frame(path.stem, read_image(path))
+            try:
+                image = read_image(path)
+            except ImageError as err:
+                if self._unreadable is None:
+                    raise
+                self._unreadable(err)
+                continue
+            yield Frame(path.stem, image)
 
 
 class VideoSource:
@@ -249,7 +266,7 @@ def _parse_street(spec: str) -> StreetSource:
     return StreetSource(seed, (height, width))
 
 
-def _open_folder(folder: Path) -> ImageSource:
+def _open_folder(folder: Path, unreadable: Unreadable | None) -> ImageSource:
     paths = [
         path
         for path in folder.iterdir()
@@ -262,7 +279,8 @@ def _open_folder(folder: Path) -> ImageSource:
             f"expected a folder of images ({' '.join(IMAGE_SUFFIXES)}), "
             f"found none in {folder}; subfolders are not searched"
         )
-    return ImageSource(sorted(paths, key=natural_order), fps=FOLDER_FPS)
+    ordered = sorted(paths, key=natural_order)
+    return ImageSource(ordered, fps=FOLDER_FPS, unreadable=unreadable)
 
 
 def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -13,6 +13,8 @@ import pytest
 
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.cli import main
+from sparserefine_ros.cli.options import DEFAULT_BUNDLE
+from sparserefine_ros.dense.backends import BACKENDS
 
 
 def test_a_hand_written_bundle_is_sealed_then_verified(
@@ -67,6 +69,33 @@ def test_mistakes_are_one_line_and_exit_code_1(
     error = capsys.readouterr().err.strip()
     assert text in error
     assert "Traceback" not in error
+
+
+def test_help_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert DEFAULT_BUNDLE in text
+    for backend in BACKENDS:
+        assert f" {backend}" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("sparserefine_ros ")
+
+
+def test_an_interruption_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparserefine_ros.run.run_source", interrupted)
+    assert main(["run", "street"]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

@@ -71,6 +71,26 @@ def test_limit(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
         run_source(bundle, PipelineOptions(), str(pictures), out, limit=-1)
 
 
+def test_pictures_that_cannot_be_read_are_left_out(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "view_0a.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    run_source(Bundle.open(tiny_bundle), PipelineOptions(), str(pictures), out)
+    assert {path.name for path in out.glob("*_labels.png")} == {
+        "view_0_labels.png", "view_1_labels.png"
+    }  # fmt: skip
+    told = capsys.readouterr()
+    assert "view_0a.png" in told.err
+    assert "2 frames, 1 left out" in told.out
+    for path in pictures.glob("view_?.png"):
+        path.unlink()
+    with pytest.raises(ImageError, match=r"view_0a\.png"):
+        run_source(Bundle.open(tiny_bundle), PipelineOptions(), str(pictures), tmp_path / "none")
+    with pytest.raises(ImageError, match=r"view_0a\.png"):
+        run_source(Bundle.open(tiny_bundle), PipelineOptions(), str(pictures / "view_0a.png"), out)
+
+
 def test_missing_source(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="nowhere"):
         run_source(Bundle.open(tiny_bundle), PipelineOptions(), "nowhere/at_all", tmp_path)

@@ -76,8 +76,8 @@ def evaluate_bags(
         the folders of results, in the order of the bags.
 
     Raises:
-        ConfigurationError: fewer than one job, two bags of one name, or one folder of labels for
-            several bags.
+        ConfigurationError: fewer than one job, two bags of one name, or one folder of labels, or a
+            part, for several bags.
         SparseRefineError: a bag cannot be evaluated; those done before it are kept.
     """
     if jobs < 1:
@@ -92,6 +92,10 @@ def evaluate_bags(
     if len(bags) > 1 and options.label_folder is not None:
         raise ConfigurationError(
             "expected one bag with a folder of labels, got several; evaluate them one by one"
+        )
+    if len(bags) > 1 and options.subset.shards > 1:
+        raise ConfigurationError(
+            "expected one bag to take a part of, got several; share out the bags instead"
         )
     jobs = min(jobs, len(bags))
     how, streams = share_cores(how, options.streams, jobs)
@@ -162,10 +166,17 @@ def summarise(folders: Sequence[Path], out: Path) -> Evaluation:
 
     Raises:
         BagError: a folder holds no results.
-        ConfigurationError: the same results are given twice, or some do not belong together.
+        ConfigurationError: the same results are given twice, some are of a part of a bag, or do not
+            belong together.
         SparseRefineError: the summary cannot be written.
     """
     metrics = [_read_metrics(folder) for folder in folders]
+    for folder, content in zip(folders, metrics, strict=True):
+        if content.get("part"):
+            raise ConfigurationError(
+                f"expected results of whole bags, {folder} is part {content['part']} of its bag; "
+                f"join parts with: sparserefine evaluate --merge {folder / SCORES} ..."
+            )
     _refuse_doubles(folders, metrics)
     parts, first = [], 0
     for folder in folders:

@@ -78,14 +78,15 @@ def evaluate_bag(
                 f"expected a picture on {topic} of {path}, none of {frames.counts.messages} "
                 f"messages is one; {frames.counts.first_rejection or '; '.join(bag.damage)}"
             )
-        part = options.subset.shards > 1
-        labels.check(frames.counts.missing, bag.damage, part=part)
+        part = str(options.subset) if options.subset.shards > 1 else ""
+        labels.check(frames.counts.missing, bag.damage, part=bool(part))
         name = bag.path.resolve().name
         evaluation = gather(
             contest, desk.results, frames=frames.counts.messages, data=f"bag {name}, {topic}"
         )
         return BagResult(
             bag=name,
+            part=part,
             image_topic=topic,
             labels=options.label_topic or ("folder" if options.label_folder else ""),
             evaluation=evaluation,

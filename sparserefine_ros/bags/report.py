@@ -88,6 +88,7 @@ def metrics_to_json(result: BagResult) -> dict[str, Any]:
     setting = result.evaluation.setting
     return {
         "bag": result.bag,
+        "part": result.part or None,
         "image_topic": result.image_topic,
         "labels": result.labels,
         "bundle": setting.bundle,

@@ -105,6 +105,7 @@ class BagResult:
 
     Attributes:
         bag: name of its folder or file.
+        part: which part of it, I/N; empty for the whole.
         image_topic: topic of the pictures.
         labels: where the labels came from, in words; empty without.
         evaluation: the scores.
@@ -119,6 +120,7 @@ class BagResult:
     """
 
     bag: str
+    part: str
     image_topic: str
     labels: str
     evaluation: Evaluation

@@ -7,10 +7,12 @@ Each command imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sparserefine_ros.cli.bag import add_bag
 from sparserefine_ros.cli.bench import add_bench
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparserefine: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("sparserefine: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # What is still buffered must go somewhere, or Python complains when it ends.
@@ -64,10 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Version(argparse.Action):
+    """Looks for the installed version only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        try:
+            version = importlib.metadata.version("sparserefine_ros")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"sparserefine_ros {version}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparserefine", description="Semantic segmentation by sparse refinement."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in _COMMANDS:
         add(commands)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from sparserefine_ros.cli.options import (
+    BUNDLE_HELP,
     DEFAULT_BUNDLE,
     Commands,
     add_pipeline_options,
@@ -78,7 +79,7 @@ def _add_evaluate(actions: Commands[argparse.ArgumentParser]) -> None:
     labels.add_argument("--label-topic", help="topic of label images with the pictures' stamps")
     labels.add_argument("--labels", type=Path, help="folder of label images, see docs/bags.md")
     parser.add_argument("--no-maps", action="store_true", help="do not write the bag of maps")
-    parser.add_argument("--pictures", type=int, default=6, help="frames shown in the report")
+    parser.add_argument("--pictures", type=int, default=6, help="frames shown in the report (6)")
     parser.add_argument("--limit", type=int, default=0, help="the first messages; 0 for all")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="only part I of N parts")
     parser.add_argument("--jobs", type=int, default=1, help="bags evaluated at the same time")
@@ -167,7 +168,7 @@ def _merge(options: argparse.Namespace) -> None:
 def _add_replay(actions: Commands[argparse.ArgumentParser]) -> None:
     parser = actions.add_parser("replay", help="play a bag through the node and time it")
     parser.add_argument("bag", type=Path, help="folder of a bag, or .mcap or .db3 file")
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help=BUNDLE_HELP)
     parser.add_argument("--image-topic", help="default: the only image topic")
     parser.add_argument("--rate", type=float, default=0.0, help="Hz; 0: as it was recorded")
     parser.add_argument("--seconds", type=float, default=0.0, help="at most; 0: to the end")

@@ -28,7 +28,7 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
     source.add_argument(
         "--merge", nargs="+", type=Path, metavar="JSON", help="join the scores of parts instead"
     )
-    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="(val)")
     parser.add_argument(
         "--dense-full",
         nargs="?",
@@ -42,7 +42,7 @@ def add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--processes", type=int, default=1, help="processes to divide frames among")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     parser.add_argument("--out", type=Path, help="folder for report.html, scores.json, scores.csv")
-    parser.add_argument("--pictures", type=int, default=12, help="frames shown in the report")
+    parser.add_argument("--pictures", type=int, default=12, help="frames shown in the report (12)")
     add_pipeline_options(parser)
     parser.set_defaults(command=lambda options: _evaluate(options, parser))
 

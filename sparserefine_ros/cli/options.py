@@ -13,23 +13,36 @@ if TYPE_CHECKING:
     from sparserefine_ros.pipeline import PipelineOptions
 
 DEFAULT_BUNDLE = "street_small"
+BUNDLE_HELP = f"bundle folder or shipped name ({DEFAULT_BUNDLE})"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Bundle, engine and selection."""
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
-    parser.add_argument("--backend", default="auto", help="engine of the dense model")
-    parser.add_argument("--sparse-backend", default="auto", help="engine of the sparse refiner")
-    parser.add_argument("--device", default="cpu", help="device of the engines")
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help=BUNDLE_HELP)
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        help="engine of the dense model: auto (default), onnxruntime, onnxruntime_tensorrt, "
+        "onnxruntime_tensorrt_rtx, openvino, tensorrt or tensorrt_rtx",
+    )
+    parser.add_argument(
+        "--sparse-backend",
+        default="auto",
+        help="engine of the sparse refiner: auto (default), compiled, compiled-bfloat16, pytorch, "
+        "triton, triton-float16 and others, see docs/gpu.md",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     add_engine_options(parser)
     parser.add_argument(
         "--no-build-engines",
         action="store_true",
         help="fail where a TensorRT engine is not built yet",
     )
-    parser.add_argument("--threads", type=int, default=0, help="0 for one per core")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of each engine; 0 (default): one per core"
+    )
     parser.add_argument("--entropy-threshold", type=float, help="nats; default: the bundle's")
     parser.add_argument("--max-refined-pixels", type=int, help="0: no limit; default: the bundle's")
 
@@ -47,7 +60,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="size of the pictures, or smallest, usual and largest, for engines with fixed buffers",
     )
     parser.add_argument(
-        "--max-batch", type=int, default=1, help="pictures that the dense model takes at once"
+        "--max-batch", type=int, default=1, help="pictures that the dense model takes at once (1)"
     )
 
 

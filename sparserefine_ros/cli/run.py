@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from sparserefine_ros.cli.options import (
+    BUNDLE_HELP,
     DEFAULT_BUNDLE,
     Commands,
     add_pipeline_options,
@@ -19,8 +20,10 @@ def add_run(commands: Commands[argparse.ArgumentParser]) -> None:
     """Segment pictures without ROS."""
     parser = commands.add_parser("run", help="segment pictures without ROS")
     parser.add_argument("source", help="image, folder, video, or street[:SEED][:WIDTHxHEIGHT]")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for results")
-    parser.add_argument("--limit", type=int, default=0, help="frames at most; 0 for all")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("out"), help="folder for results (out)"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="frames at most; 0 (default): all")
     add_pipeline_options(parser)
     parser.set_defaults(command=_run)
 
@@ -43,10 +46,12 @@ def add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "source", nargs="?", default="street", help="image, folder, video or street (default)"
     )
-    parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for results")
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="bundle folder or shipped name")
-    parser.add_argument("--frames", type=int, default=0, help="frames at most; 0 for all")
-    parser.add_argument("--rate", type=float, default=5.0, help="frames per second")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("out"), help="folder for results (out)"
+    )
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help=BUNDLE_HELP)
+    parser.add_argument("--frames", type=int, default=0, help="frames at most; 0 (default): all")
+    parser.add_argument("--rate", type=float, default=5.0, help="frames per second (5)")
     parser.set_defaults(command=_demo)
 
 

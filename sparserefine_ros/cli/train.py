@@ -35,13 +35,17 @@ def _train(options: argparse.Namespace) -> None:
     try:
         bundle = _train_kind(options)
     except KeyboardInterrupt:
-        if is_main_process() and (options.out / LAST).exists():
-            print("interrupted; with --resume it goes on after the last epoch", file=sys.stderr)
+        if is_main_process():
+            done = (options.out / LAST).exists()
+            how = "with --resume it goes on after the last epoch" if done else "no epoch was done"
+            print(f"{how} ({options.out})", file=sys.stderr)
         raise
     if is_main_process():
         print(f"bundle {bundle.name} at {bundle.folder}")
         for key, value in bundle.spec.training.items():
-            print(f"  {key}: {value}")
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else value
+            print(f"  {key}: {shown}")
+        print(f"score it: sparserefine evaluate --bundle {bundle.folder} --data KIND:ROOT")
 
 
 def _train_kind(options: argparse.Namespace) -> Bundle:

@@ -100,4 +100,6 @@ def folder(root: Path, split: Split) -> PairedDataset:
     pairs = pair_by_name(pictures, images, labels)
     legend = tuple((entry.name, entry.colour) for entry in spec.classes)
     # Labelling tools and the pipeline alike show a picture as its EXIF orientation asks.
-    return PairedDataset(pairs, legend, IndexLabels(spec.values()), origin=origin, oriented=True)
+    advice = f"give it a class, or the word ignored, in label_map of {path}, or correct the file"
+    decode = IndexLabels(spec.values(), advice=advice)
+    return PairedDataset(pairs, legend, decode, origin=origin, oriented=True)

@@ -111,10 +111,17 @@ class IndexLabels:
     Args:
         values: class id, or 255, for each number in the file.
         others: class id, or 255, for every other number; None to refuse these.
+        advice: what to do about a refused number.
     """
 
-    def __init__(self, values: Mapping[int, int], *, others: int | None = None) -> None:
-        self._known = tuple(values)
+    def __init__(
+        self,
+        values: Mapping[int, int],
+        *,
+        others: int | None = None,
+        advice: str = "correct the file",
+    ) -> None:
+        self._known, self._advice = tuple(values), advice
         self._table = np.full(256, _REFUSED if others is None else others, np.int16)
         self._table[list(values)] = list(values.values())
 
@@ -134,7 +141,7 @@ class IndexLabels:
         if wrong.any():
             raise DatasetError(
                 f"{path}: expected label values {_ranges(self._known)}, got "
-                f"{pixels[wrong][0]} {_first(wrong)}; correct the file"
+                f"{pixels[wrong][0]} {_first(wrong)}; {self._advice}"
             )
         return labels.astype(np.uint8)
 

@@ -101,6 +101,11 @@ class Contract:
         _check_batch(self.input.shape[0], max_batch, bundle)
         self._check_classes(logits, bundle)
         self._looked = False
+        if max(self._spec.input.std) < 1.0:
+            _log.warning(
+                "expected dense.input.std on the 0-255 scale, got %s, which looks like the 0-1 "
+                "scale; multiply mean and std by 255", list(self._spec.input.std),
+            )  # fmt: skip
 
     def _check_classes(self, logits: GraphTensor, bundle: Bundle) -> None:
         shape = logits.shape
@@ -204,11 +209,16 @@ class Contract:
     def _check_logits(self, shape: Sequence[int], batch: int, size: tuple[int, int]) -> None:
         """Check the shape of an output that was brought to NCHW."""
         output = self._spec.output
+        other = "NHWC" if output.layout == "NCHW" else "NCHW"
         if len(shape) != 4 or tuple(shape[:2]) != (batch, self._classes):
             raise ModelOutputError(
                 f"expected dense output [{batch}, {self._classes}, h / {output.stride}, "
                 f"w / {output.stride}] ({output.layout}), got {list(shape)}; "
-                "correct the classes or output section of bundle.yaml"
+                + (
+                    f"this looks like {other}: set dense.output.layout: {other} in bundle.yaml"
+                    if len(shape) == 4 and self._classes in shape[2:]
+                    else "correct the classes or output section of bundle.yaml"
+                )
             )
         for side, full in zip(shape[2:], size, strict=True):
             if side not in (full // output.stride, -(-full // output.stride)):

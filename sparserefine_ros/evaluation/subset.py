@@ -33,6 +33,10 @@ class Subset:
                 f"expected a limit of 0 (all) or more frames, got {self.limit}"
             )
 
+    def __str__(self) -> str:
+        """I/N."""
+        return f"{self.shard}/{self.shards}"
+
     def total(self, available: int) -> int:
         """Number of frames of all parts together."""
         return min(self.limit, available) if self.limit else available

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 import rclpy
@@ -27,8 +26,7 @@ from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
 from sparserefine_ros.ros.stopping import init_for_command
-
-_TIMEOUT_S: Final = 60.0
+from sparserefine_ros.ros.watching import TIMEOUT_S, spin_until
 
 
 def bench_node(
@@ -179,12 +177,7 @@ class _Client(Node):
         return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
 
     def _spin_until(self, ready: Callable[[], bool]) -> None:
-        end = time.monotonic() + _TIMEOUT_S
-        while not ready():
-            self._spinner.spin_once(timeout_sec=0.05)
-            self._process.check_running()
-            if time.monotonic() > end:
-                raise SparseRefineError(
-                    f"nothing came back from the node within {_TIMEOUT_S:.0f} s:\n"
-                    f"{self._process.log()}"
-                )
+        if not spin_until(self._spinner, ready, TIMEOUT_S, self._process):
+            raise SparseRefineError(
+                f"nothing came back from the node within {TIMEOUT_S:.0f} s:\n{self._process.log()}"
+            )

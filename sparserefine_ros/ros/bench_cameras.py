@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +24,18 @@ from sparserefine_ros.evaluation.measure import describe_machine
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.ros.bench import node_parameters
 from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.processes import isolate, start_node
 from sparserefine_ros.ros.stopping import init_for_command
+from sparserefine_ros.ros.watching import (
+    TIMEOUT_S,
+    NodeStatus,
+    spin_for,
+    spin_until,
+    wait_until_active,
+)
 
 _DIAGNOSTICS_PERIOD_S: Final = 0.1
 _SETTLE_S: Final = 5.0
-_TIMEOUT_S: Final = 60.0
 # The first frames are slower: caches and memory are filled.
 _WARMUP: Final = 5
 
@@ -146,27 +151,12 @@ def bench_cameras(
         "width": size[1],
     }
     try:
-        with start_node("sparserefine_ros.ros.segment", parameters=settings, remaps={}) as segment:
-            watcher = _Watcher(names)
-            watcher.spin(lambda: watcher.active, _TIMEOUT_S, segment)
-            with start_node(
-                "sparserefine_ros.ros.bench_peer", parameters=sender, remaps={}
-            ) as peer:
-                watcher.spin(lambda: watcher.received > 0, _TIMEOUT_S, segment, peer)
-                end_s = time.monotonic() + seconds
-                watcher.spin(lambda: time.monotonic() > end_s, 2 * seconds + 60, segment, peer)
-                watcher.sending = False
-                settled_s = time.monotonic() + _SETTLE_S
-                watcher.spin(
-                    lambda: time.monotonic() > settled_s and watcher.in_flight == 0,
-                    _TIMEOUT_S,
-                    segment,
-                    peer,
-                )
-            watcher.destroy_node()
+        watcher = _Watcher(names)
+        _run(watcher, settings, sender, seconds)
+        watcher.destroy_node()
     finally:
         rclpy.try_shutdown()
-    figures = {name: _figures(sent, watcher.values[name], watcher.ages[name]) for name in names}
+    figures = {name: _figures(sent, watcher.values(name), watcher.ages[name]) for name in names}
     served = [each.processed for each in figures.values()]
     tenths = np.array_split(np.asarray(watcher.memory_mb), min(10, len(watcher.memory_mb)))
     return CamerasFigures(
@@ -183,70 +173,75 @@ def bench_cameras(
     )
 
 
+def _run(
+    watcher: _Watcher,
+    settings: Mapping[str, str | int | float | bool],
+    sender: Mapping[str, str | int | float | bool],
+    seconds: float,
+) -> None:
+    spinner = SingleThreadedExecutor()
+    spinner.add_node(watcher)
+    with start_node("sparserefine_ros.ros.segment", parameters=settings, remaps={}) as segment:
+        wait_until_active(spinner, watcher.status, segment)
+        watcher.process_id = segment.pid
+        with start_node("sparserefine_ros.ros.bench_peer", parameters=sender, remaps={}) as peer:
+            if not spin_until(spinner, lambda: watcher.count("received") > 0, TIMEOUT_S, segment):
+                raise SparseRefineError(f"no frame reaches the node:\n{segment.log()}")
+            spin_for(spinner, seconds, segment, peer)
+            watcher.sending = False
+            spin_for(spinner, _SETTLE_S, segment, peer)
+            spin_until(spinner, lambda: watcher.count("in_flight") == 0, TIMEOUT_S, segment, peer)
+    spinner.shutdown()
+
+
 class _Watcher(Node):
     """Listens to the labels, so that they are computed, and collects what diagnostics tell.
 
     Attributes:
-        active: whether the node is.
-        values: the last key-value pairs of each camera.
+        status: of the node.
         ages: by camera, for each processed frame its age, wait and processing time, milliseconds.
         memory_mb: resident memory of the node, once for each diagnostic while they send.
         sending: whether the cameras still send; ages are kept while they do, for a last frame waits
             for no newer one.
+        process_id: of the node; None before it is known.
     """
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("bench_cameras")
-        self.active = False
-        self.values: dict[str, dict[str, str]] = {name: {} for name in names}
+        self.status = NodeStatus()
         self.ages: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
         self.memory_mb: list[float] = []
         self.sending = True
-        self._process: NodeProcess | None = None
+        self.process_id: int | None = None
         for name in names:
             self.create_subscription(
                 Image, f"/segment/{name}/labels", lambda message: None, qos_profile_sensor_data
             )
         self.create_subscription(DiagnosticArray, "/diagnostics", self._take, 10)
-        self._spinner = SingleThreadedExecutor()
-        self._spinner.add_node(self)
 
-    @property
-    def received(self) -> int:
-        """Frames that the node has received."""
-        return sum(int(values.get("received", 0)) for values in self.values.values())
+    def values(self, camera: str) -> Mapping[str, str]:
+        """The last key-value pairs of a camera."""
+        for name, values in self.status.values.items():
+            if name.rpartition("camera ")[2] == camera:
+                return values
+        return {}
 
-    @property
-    def in_flight(self) -> int:
-        """Frames that the node has not done with."""
-        return sum(int(values.get("in_flight", 0)) for values in self.values.values())
-
-    def spin(self, met: Callable[[], bool], timeout_s: float, *processes: NodeProcess) -> None:
-        """Spin until `met()`; the first process is the node under test."""
-        self._process, end_s = processes[0], time.monotonic() + timeout_s
-        while not met():
-            self._spinner.spin_once(timeout_sec=0.1)
-            for process in processes:
-                process.check_running()
-            if time.monotonic() > end_s:
-                raise SparseRefineError(f"the node does not answer:\n{processes[0].log()}")
+    def count(self, key: str) -> int:
+        """The sum over the cameras."""
+        return sum(int(self.values(camera).get(key, 0)) for camera in self.ages)
 
     def _take(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            values = {pair.key: pair.value for pair in status.values}
-            name = status.name.rpartition("camera ")[2]
-            self.active = self.active or values.get("state") == "active"
-            if name in self.values:
-                self._note(name, values)
-        if self.sending and self.received and self._process is not None:
-            self.memory_mb.append(resident_mb(self._process.pid))
-
-    def _note(self, name: str, values: Mapping[str, str]) -> None:
-        before = int(self.values[name].get("processed", 0))
-        self.values[name] = dict(values)
-        if self.sending and int(values["processed"]) > before and "age_ms.last" in values:
-            total, wait = (float(values[f"latency_ms.{each}.last"]) for each in ("total", "wait"))
-            self.ages[name].append((float(values["age_ms.last"]), wait, total - wait))
+        before = {camera: int(self.values(camera).get("processed", 0)) for camera in self.ages}
+        self.status.take(message)
+        if not self.sending:
+            return
+        for camera, ages in self.ages.items():
+            values = self.values(camera)
+            if int(values.get("processed", 0)) > before[camera] and "age_ms.last" in values:
+                total, wait = (float(values[f"latency_ms.{x}.last"]) for x in ("total", "wait"))
+                ages.append((float(values["age_ms.last"]), wait, total - wait))
+        if self.process_id is not None and self.count("received"):
+            self.memory_mb.append(resident_mb(self.process_id))
 
 
 def resident_mb(process_id: int) -> float:

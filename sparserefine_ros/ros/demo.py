@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -24,8 +24,9 @@ from sparserefine_ros.outputs import ResultWriter
 from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.convert import image_to_rgb
 from sparserefine_ros.ros.middleware import configure_middleware
-from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
+from sparserefine_ros.ros.processes import isolate, start_node
 from sparserefine_ros.ros.stopping import init_for_command
+from sparserefine_ros.ros.watching import NodeStatus, spin_for, spin_until, wait_until_active
 from sparserefine_ros.sources import open_source
 
 CAMERA_TOPIC: Final = "/camera/image"
@@ -36,7 +37,6 @@ _PARTS: Final[Mapping[str, type[np.generic]]] = {
     "entropy": np.float32,
     "refined": np.uint8,
 }
-_START_TIMEOUT_S: Final = 60.0
 _SETTLE_S: Final = 3.0
 _MOST_PIXELS: Final = 64_000_000
 
@@ -98,15 +98,13 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
         remaps=remaps,
     ) as segment:
         try:
-            _wait_until_active(executor, segment, viewer)
+            wait_until_active(executor, viewer.status, segment)
             print(f"node active after start; playing {source}: {count} frames at {rate_hz:g} Hz")
             with start_node(
                 "sparserefine_ros.ros.camera", parameters=camera_settings, remaps=remaps
             ) as camera:
-                while camera.exit_code is None:
-                    executor.spin_once(timeout_sec=0.1)
-                    segment.check_running()
-                _spin_for(executor, _SETTLE_S)
+                spin_until(executor, lambda: camera.exit_code is not None, math.inf, segment)
+                spin_for(executor, _SETTLE_S)
                 if camera.exit_code != 0:
                     camera.check_running()
         except SparseRefineError:
@@ -115,35 +113,16 @@ def _play(viewer: Viewer, source: str, bundle: Bundle, count: int, rate_hz: floa
     executor.shutdown()
 
 
-def _wait_until_active(executor: SingleThreadedExecutor, node: NodeProcess, viewer: Viewer) -> None:
-    end = time.monotonic() + _START_TIMEOUT_S
-    while viewer.state != "active":
-        executor.spin_once(timeout_sec=0.1)
-        node.check_running()
-        if viewer.failure:
-            raise SparseRefineError(f"{node.name} cannot start: {viewer.failure}")
-        if time.monotonic() > end:
-            raise SparseRefineError(f"{node.name} was not active within {_START_TIMEOUT_S:.0f} s")
-
-
-def _spin_for(executor: SingleThreadedExecutor, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        executor.spin_once(timeout_sec=0.1)
-
-
 class Viewer(Node):
     """Joins pictures and maps by their stamp, hands them to a writer, prints the diagnostics.
 
     Attributes:
-        state: lifecycle state of the segmentation node as its diagnostics tell it.
-        failure: why it cannot be configured; empty while nothing is known.
+        status: of the segmentation node.
     """
 
     def __init__(self, writer: ResultWriter) -> None:
         super().__init__("viewer")
-        self.state = "unknown"
-        self.failure = ""
+        self.status = NodeStatus()
         self._writer = writer
         # Pictures whose maps have not all come; the oldest is forgotten beyond eight.
         self._waiting: OrderedDict[tuple[int, int], dict[str, Image]] = OrderedDict()
@@ -178,11 +157,8 @@ class Viewer(Node):
         )
 
     def _report(self, message: DiagnosticArray) -> None:
-        for status in message.status:
-            values = {item.key: item.value for item in status.values}
-            self.state = values.get("state", self.state)
-            if self.state == "unconfigured" and status.level == DiagnosticStatus.ERROR:
-                self.failure = status.message
+        self.status.take(message)
+        for values in self.status.values.values():
             if "latency_ms.total.last" in values:
                 print(live_line(values), flush=True)
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,20 +13,21 @@ from typing import Final
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from tqdm import tqdm
 
 from sparserefine_ros.bags.library import IMAGE
 from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.topics import choose_image_topic
 from sparserefine_ros.bundle import Bundle
-from sparserefine_ros.errors import ConfigurationError, SparseRefineError
+from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.parameters import PARAMETERS
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
 from sparserefine_ros.ros.replay_report import ReplayListener, ReplayReport
 from sparserefine_ros.ros.stopping import init_for_command
+from sparserefine_ros.ros.watching import spin_until, wait_until_active
 
-_START_TIMEOUT_S: Final = 60.0
 # Diagnostics come once a second.
 _LAST_DIAGNOSTICS: Final = 3
 # The replay sets these itself, or relies on what they are.
@@ -68,11 +69,13 @@ class ReplayOptions:
             raise ConfigurationError("expected an end for a bag that is looped; give --seconds")
         for text in self.parameters:
             name, given, _ = text.partition(":=")
-            if not given or name not in _SETTABLE:
+            if not given:
+                raise ConfigurationError(f"expected NAME:=VALUE, got {text!r}")
+            if name not in _SETTABLE:
                 raise ConfigurationError(
-                    f"expected a parameter of the node as NAME:=VALUE, got {text!r}; docs/ros.md "
-                    f"lists them, those of the replay itself ({', '.join(sorted(_OWN))}) have "
-                    "options of their own or stay as they are"
+                    f"expected a parameter of the node, got {name!r}; docs/ros.md lists them, "
+                    f"those of the replay itself ({', '.join(sorted(_OWN))}) have options of "
+                    "their own or stay as they are"
                 )
 
     @property
@@ -83,6 +86,8 @@ class ReplayOptions:
 
 def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
     """Play a bag through a segmentation node and tell what became of the pictures.
+
+    Ctrl-C ends it early, with what is known by then.
 
     Args:
         path: the bag.
@@ -96,6 +101,17 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
     with Bag(path) as bag:
         topic = choose_image_topic(bag, options.image_topic)
         transport = "raw" if bag.types[topic] == IMAGE else "compressed"
+        # As far as the end is that of the bag.
+        total = None if options.seconds else bag.announced.get(topic)
+    player: dict[str, str | int | float | bool] = {
+        "bag": str(path.resolve()),
+        "image_topic": topic,
+        "rate_hz": options.rate_hz,
+        "seconds": options.seconds,
+        "loop": options.loop,
+        "clock": options.clock,
+        "counted": True,
+    }
     isolate()
     configure_middleware()
     init_for_command()
@@ -113,7 +129,7 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
                 },
                 remaps=_REMAPS,
             ) as segment:
-                _play(listener, segment, path, topic, options)
+                _play(listener, segment, player, total)
         finally:
             listener.destroy_node()
         return listener.report()
@@ -122,44 +138,27 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
 
 
 def _play(
-    listener: ReplayListener, segment: NodeProcess, path: Path, topic: str, options: ReplayOptions
+    listener: ReplayListener,
+    segment: NodeProcess,
+    settings: Mapping[str, str | int | float | bool],
+    total: int | None,
 ) -> None:
-    executor = SingleThreadedExecutor()
+    executor, status = SingleThreadedExecutor(), listener.status
     executor.add_node(listener)
+    wait_until_active(executor, status, segment)
+    with (
+        tqdm(total=total, unit="frame", desc="playing") as bar,
+        start_node("sparserefine_ros.ros.player", parameters=settings, remaps=_REMAPS) as player,
+        contextlib.suppress(KeyboardInterrupt),  # what has been measured by then is told
+    ):
 
-    def spin_until(ready: Callable[[], bool], timeout_s: float) -> bool:
-        end_s = time.monotonic() + timeout_s
-        while not ready() and time.monotonic() < end_s:
-            executor.spin_once(timeout_sec=0.05)
-            segment.check_running()
-        return ready()
+        def ended() -> bool:
+            bar.update(listener.received - bar.n)
+            return player.exit_code is not None
 
-    def decided() -> bool:
-        return listener.state == "active" or bool(listener.failure)
-
-    started = spin_until(decided, _START_TIMEOUT_S)
-    # An engine may be built for minutes.
-    while not started and listener.state.startswith("configuring"):
-        started = spin_until(decided, _START_TIMEOUT_S)
-    if listener.failure:
-        raise SparseRefineError(f"the node cannot run: {listener.failure}")
-    if not started:
-        raise SparseRefineError(
-            f"the node was not active within {_START_TIMEOUT_S:.0f} s:\n{segment.log()}"
-        )
-    settings: dict[str, str | int | float | bool] = {
-        "bag": str(path.resolve()),
-        "image_topic": topic,
-        "rate_hz": options.rate_hz,
-        "seconds": options.seconds,
-        "loop": options.loop,
-        "clock": options.clock,
-        "counted": True,
-    }
-    with start_node("sparserefine_ros.ros.player", parameters=settings, remaps=_REMAPS) as player:
-        spin_until(lambda: player.exit_code is not None, math.inf)
+        spin_until(executor, ended, math.inf, segment)
         if player.exit_code != 0:
             player.check_running()
-    told = listener.diagnostics
-    spin_until(lambda: listener.diagnostics >= told + _LAST_DIAGNOSTICS, 10.0)
+    told = status.messages
+    spin_until(executor, lambda: status.messages >= told + _LAST_DIAGNOSTICS, 10.0, segment)
     executor.shutdown()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -27,6 +27,7 @@ from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.player import LATCHED
 from sparserefine_ros.ros.stopping import init_until_signal
+from sparserefine_ros.ros.watching import NodeStatus
 
 NODE_NAME: Final = "replay_report"
 LABELS_TOPIC: Final = "segment/labels"
@@ -82,27 +83,27 @@ class ReplayListener(Node):
         options: passed on to `rclpy.node.Node`.
 
     Attributes:
-        state: lifecycle state of the segmentation node as its diagnostics tell it.
-        failure: why it could not be configured; empty unless it tells.
-        diagnostics: how many diagnostics have come.
+        status: of the segmentation node.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(NODE_NAME, **options)
-        self.state = "unknown"
-        self.failure = ""
-        self.diagnostics = 0
+        self.status = NodeStatus()
         self._published = 0
         self._latencies_ms: list[float] = []
         self._labels = 0
-        self._told: dict[str, dict[str, str]] = {}
         self.create_subscription(Image, LABELS_TOPIC, self._take_labels, qos_profile_sensor_data)
         self.create_subscription(UInt64, PUBLISHED_TOPIC, self._take_count, LATCHED)
-        self.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 10)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self.status.take, 10)
+
+    @property
+    def received(self) -> int:
+        """Pictures that have reached the node."""
+        return self._count("received")
 
     def report(self) -> ReplayReport:
         """What is known by now."""
-        totals = {key: sum(_number(each, key) for each in self._told.values()) for key in _COUNTERS}
+        totals = {key: self._count(key) for key in _COUNTERS}
         return ReplayReport(
             published=self._published,
             **totals,
@@ -117,11 +118,14 @@ class ReplayListener(Node):
             ),
         )
 
+    def _count(self, key: str) -> int:
+        return sum(_number(values, key) for values in self.status.values.values())
+
     def _figures(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
         """Those of the node's figures that are numbers."""
         found = {
             name: _figure(values.get(prefix + name, ""))
-            for values in self._told.values()
+            for values in self.status.values.values()
             for name in names
         }
         return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -136,19 +140,9 @@ class ReplayListener(Node):
     def _take_count(self, message: UInt64) -> None:
         self._published = message.data
 
-    def _take_diagnostics(self, message: DiagnosticArray) -> None:
-        self.diagnostics += 1
-        for status in message.status:
-            values = {item.key: item.value for item in status.values}
-            self.state = values.get("state", self.state)
-            if values.get("state") == "unconfigured" and status.level == DiagnosticStatus.ERROR:
-                self.failure = status.message
-            if "received" in values:
-                self._told[status.name] = values
-
     def _reasons(self, prefix: str) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for values in self._told.values():
+        for values in self.status.values.values():
             for key in values:
                 if key.startswith(prefix) and (count := _number(values, key)):
                     reason = key.removeprefix(prefix)
@@ -191,14 +185,14 @@ def main(args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         active = False
-        while not stop.is_set() and not node.failure:
+        while not stop.is_set() and not node.status.failure:
             executor.spin_once(timeout_sec=0.1)
-            if node.state == "active" and not active:
+            if node.status.state == "active" and not active:
                 active = True
                 node.get_logger().info(ACTIVE)
         executor.shutdown()
-        if node.failure:
-            node.get_logger().fatal(f"no replay: {node.failure}")
+        if node.status.failure:
+            node.get_logger().fatal(f"no replay: {node.status.failure}")
             return 1
         text = node.report().to_json()
         print(text, end="", flush=True)

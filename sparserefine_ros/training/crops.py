@@ -43,11 +43,18 @@ def check_classes(recipe: TrainingRecipe, class_names: tuple[str, ...]) -> None:
             )
 
 
-def compare_scales(taken: DenseInput, crop: tuple[int, int], picture: tuple[int, int]) -> None:
-    """Warn where a dense model sees crops and whole pictures, (H, W), reduced differently.
+def check_crop(taken: DenseInput, crop: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Warn of crops, (H, W), that do not suit the pictures of a dense model.
 
-    What learns from its mistakes on crops would meet others on pictures.
+    Where it sees both reduced differently, what learns from its mistakes on crops would meet others
+    on pictures; where crops are larger, what is beyond the picture is padding.
     """
+    if crop[0] > picture[0] or crop[1] > picture[1]:
+        _logger.warning(
+            "crops of %d x %d are larger than the pictures, %d x %d: the rest is padding, which "
+            "takes time; set augmentation.crop to [%d, %d] or less",
+            *crop, *picture, *picture,
+        )  # fmt: skip
     factors = []
     for size in (crop, picture):
         low_res_size = taken.low_res_size(size)

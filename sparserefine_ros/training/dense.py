@@ -31,7 +31,7 @@ from sparserefine_ros.evaluation.metrics import ConfusionMatrix
 from sparserefine_ros.image import Normaliser, resize_image
 from sparserefine_ros.selection import expand_map, nearest_index
 from sparserefine_ros.training.cache import CachedItems
-from sparserefine_ros.training.crops import AugmentedCrops, check_classes
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes, check_crop
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process
 from sparserefine_ros.training.recipe import DenseRecipe
@@ -67,6 +67,8 @@ class DenseTask:
         self.input = dense_input(recipe, self.module.encoder)
         self._normaliser = Normaliser(self.input.normalisation)
         validation = open_dataset(recipe.validate_on, "val")
+        height, width = validation[0].labels.shape
+        check_crop(self.input, recipe.augmentation.crop, (height, width))
         self._validation = CachedItems(validation.__getitem__, len(validation), label="validation")
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
         if self.source is not None:

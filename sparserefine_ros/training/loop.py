@@ -9,6 +9,7 @@ runs in one process or in several (data parallel), on GPUs or on the CPU, see `p
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -90,6 +91,7 @@ def fit(
             if last or (epoch + 1) % schedule.validate_every == 0:
                 score = run.validate(folder / BEST)
             if log is not None:
+                run.tell(epoch, loss, score, bar)
                 # Before the checkpoint: a resumed run drops what was logged beyond it.
                 log.add(epoch + 1, loss=loss, score=score, learning_rate=run.learning_rate)
                 run.save(folder / LAST, epoch + 1)
@@ -146,7 +148,9 @@ class _Run:
     def progress_bar(self, first: int) -> tqdm[Any]:
         """A bar over the steps of the whole training, of which `first` epochs are done."""
         total, done = self.schedule.epochs * self.steps, first * self.steps
-        return tqdm(total=total, initial=done, unit="step", disable=not self.is_main)
+        # In a file, such as a log, a line for each epoch says more.
+        hidden = not (self.is_main and sys.stderr.isatty())
+        return tqdm(total=total, initial=done, unit="step", disable=hidden)
 
     def train_epoch(self, epoch: int, bar: tqdm[Any]) -> float:
         """Return the mean loss over the batches of all processes."""
@@ -161,8 +165,11 @@ class _Run:
                 parameters["lr"] = learning_rate(self.schedule, epoch + step / self.steps)
             total += self._update(group, epoch)
             count += len(group)
+            shown = {"loss": f"{total / count:.3f}"}
+            if math.isfinite(self.best):
+                shown["best"] = f"{self.best:.3f}"
+            bar.set_postfix(shown, refresh=False)
             bar.update()
-            bar.set_postfix(loss=f"{total / count:.3f}", best=f"{max(self.best, 0):.3f}")
         mean = torch.tensor(total / count, dtype=torch.float64, device=self._device)
         loss = float(self._accelerator.reduce(mean, "mean"))
         if loss == 0.0:
@@ -172,6 +179,12 @@ class _Run:
                 "selector"
             )
         return loss
+
+    def tell(self, epoch: int, loss: float, score: float, bar: tqdm[Any]) -> None:
+        """A line for the epoch, above the bar."""
+        scored = "" if math.isnan(score) else f", score {score:.4f}, best {self.best:.4f}"
+        line = f"epoch {epoch + 1}/{self.schedule.epochs}: loss {loss:.4f}{scored}"
+        bar.write(line, file=sys.stderr)
 
     def _update(self, group: list[Any], epoch: int) -> float:
         """One step on the mean loss of some batches; return the sum of their losses."""

@@ -40,10 +40,11 @@ from sparserefine_ros.records import DenseOutput, Map, Selection, Uncertainty
 from sparserefine_ros.refine_stage import CpuRefineStage
 from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.sampling import FeatureSampler, SelectedBlocks
+from sparserefine_ros.selection import expand_map
 from sparserefine_ros.selectors import Selector, open_selector
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.training.cache import CachedItems
-from sparserefine_ros.training.crops import AugmentedCrops, check_classes, compare_scales
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes, check_crop
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.losses import dice_loss
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
@@ -96,7 +97,7 @@ class RefinerTask:
         self._look = open_dense_stage(self.bundle, threads=threads_per_process())
         validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
         height, width = validation[0].labels.shape
-        compare_scales(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
+        check_crop(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
         self._validation = CachedItems(
             lambda index: self._select(validation[index], whole),
             len(validation),
@@ -228,6 +229,14 @@ class RefinerTask:
             confusion.update(frame.sample.labels, maps.labels)
         return confusion.mean_iou()
 
+    def dense_score(self) -> float:
+        """Mean IoU of the dense model alone, as `score` measures it."""
+        confusion = ConfusionMatrix(self._classes)
+        for frame in self._validation:
+            labels = frame.uncertainty.labels.numpy()
+            confusion.update(frame.sample.labels, expand_map(labels, frame.selection.full_size))
+        return confusion.mean_iou()
+
 
 def _labels_at(crop: _Selected) -> Tensor:
     flat = torch.from_numpy(crop.sample.labels).view(-1)
@@ -267,7 +276,15 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     prepare_run_folder(folder, WEIGHTS_FILE, resume=resume, bundle=bundle)
     task = RefinerTask(recipe, bundle)
     origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
+    dense_miou = in_main_process(task.dense_score)
+    _logger.info("mean IoU of the dense model alone on the validation data: %.4f", dense_miou)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
+
+    if miou < dense_miou:
+        _logger.warning(
+            "the refined result is worse than the dense one alone: mean IoU %.4f, %.4f without; "
+            "train for longer, on more data, or refine more pixels", miou, dense_miou,
+        )  # fmt: skip
 
     def write() -> Bundle:
         temperature = task.calibrate() if recipe.calibrate else None
@@ -278,6 +295,7 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
             "refiner_epochs": recipe.schedule.epochs,
             "refiner_seed": recipe.seed,
             "refined_val_miou": round(miou, 4),
+            "refiner_dense_val_miou": round(dense_miou, 4),
             **({"refiner_start": task.source.name} if task.source else {}),
             **({"refiner_temperature": round(temperature, 4)} if temperature else {}),
         }

@@ -25,7 +25,7 @@ from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.image import Normaliser
 from sparserefine_ros.selectors import SelectorNet
 from sparserefine_ros.training.cache import CachedItems
-from sparserefine_ros.training.crops import AugmentedCrops, check_classes, compare_scales
+from sparserefine_ros.training.crops import AugmentedCrops, check_classes, check_crop
 from sparserefine_ros.training.dense import count_labels
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
@@ -68,7 +68,7 @@ class SelectorTask:
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         validation = open_dataset(recipe.validate_on, "val")
         height, width = validation[0].labels.shape
-        compare_scales(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
+        check_crop(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
         self._validation = CachedItems(
             lambda index: self._look_at(validation[index]), len(validation), label="validation"
         )

@@ -19,6 +19,7 @@ from sparserefine_ros.bags.results import BagOptions
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import BagError, ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.evaluate import evaluate
+from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.pipeline import PipelineOptions
 
 HOW = PipelineOptions(threads=1)
@@ -71,6 +72,16 @@ def test_results_that_are_given_twice(bundle: Bundle, tmp_path: Path) -> None:
     assert not (tmp_path / "sum").exists()
     # The same pictures under another name are another bag.
     summarise([one, other], tmp_path / "sum")
+
+
+def test_parts_of_a_bag_are_joined_otherwise(bag: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Their frames are of one bag, which would count twice."""
+    part = replace(LABELLED, maps=False, pictures=0, subset=Subset(0, 1, 2))
+    (folder,) = evaluate_bags([bag], tmp_path / "part", bundle, HOW, part)
+    with pytest.raises(ConfigurationError, match=r"is part 1/2 of its bag; .* evaluate --merge"):
+        summarise([folder], tmp_path / "all")
+    with pytest.raises(ConfigurationError, match="expected one bag to take a part of"):
+        evaluate_bags([bag, tmp_path / "other"], tmp_path / "o", bundle, HOW, part)
 
 
 def test_a_bag_that_fails_stops_those_that_have_not_begun(bundle: Bundle, tmp_path: Path) -> None:

@@ -132,6 +132,29 @@ class TestKind:
         assert not caplog.messages
 
 
+def test_an_output_in_the_other_layout(tiny_bundle: Path) -> None:
+    contract = make_contract(tiny_bundle, stride=1)
+    with pytest.raises(ModelOutputError, match=r"looks like NHWC: set dense\.output\.layout: NHWC"):
+        contract.device_outputs([random_maps(CLASSES, *SIZE, layout="NHWC")], IMAGES)
+
+
+@pytest.mark.parametrize(("std", "told"), [((0.229, 0.224, 0.225), True), ((1.0, 1.0, 1.0), False)])
+def test_statistics_on_the_other_scale(
+    tiny_bundle: Path,
+    std: tuple[float, ...],
+    told: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    fields = bundle.spec.model_dump()
+    fields["dense"]["input"] |= {"std": std}
+    spec = type(bundle.spec).model_validate(fields)
+    inputs = [GraphTensor("image", [1, 3, "h", "w"], "float32")]
+    outputs = [GraphTensor("logits", ["b", 3, "h", "w"], "float32")]
+    Contract(Bundle(bundle.folder, spec, ""), inputs, outputs)
+    assert ("multiply mean and std by 255" in caplog.text) == told
+
+
 def test_a_second_input(tiny_bundle: Path) -> None:
     inputs = [GraphTensor(name, [1, 3, "h", "w"], "float32") for name in ("image", "mask")]
     outputs = [GraphTensor("logits", ["b", 3, "h", "w"], "float32")]

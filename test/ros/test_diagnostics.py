@@ -293,7 +293,7 @@ def test_a_deadline_that_the_dense_stage_alone_misses_is_a_warning() -> None:
     status = judge(report(camera((hopeless,) * 3), limits=DEADLINE))
     assert status.level is Level.WARN
     assert "nothing is refined" in status.message
-    assert "30.0 ms already, of latency_budget_ms 20" in status.message
+    assert "a frame takes 30.0 ms without it, latency_budget_ms is 20" in status.message
     before = judge(report(camera((frame(affordable_pixels=None),)), limits=DEADLINE))
     assert before.level is Level.OK
 

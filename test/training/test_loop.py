@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,8 +342,12 @@ class TestBest:
             assert (tmp_path / str(asked) / "tensorboard").exists() == asked
 
     def test_the_bar_covers_the_whole_training(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         with pytest.raises(KeyboardInterrupt):
             fit(ToyTask(loss_hook=stop_at(8)), SCHEDULE, tmp_path, seed=3, resume=False)
         capsys.readouterr()
@@ -350,6 +355,15 @@ class TestBest:
         shown = capsys.readouterr().err
         assert "6/15" in shown
         assert "epoch 5/5: 100%" in shown
+
+    def test_a_file_gets_a_line_for_each_epoch(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fit(ToyTask(scores=[0.25, 0.5, 0.125]), SCHEDULE, tmp_path, seed=3, resume=False)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"epoch {i}/5" for i in range(1, 6)]
+        assert "score" not in lines[0]
+        assert lines[4].endswith(", score 0.1250, best 0.5000")
 
 
 class TestEpoch:

@@ -46,9 +46,9 @@ def test_two_processes_train_as_one_with_batches_of_both(
     together = [point for pair in zip(first, second, strict=True) for (point,) in pair]
     assert together == [point for batch in alone.seen for point in batch]
     assert [report["score"] for report in reports] == [score, score]
-    # The main process alone validates, shows the bar and writes.
+    # The main process alone validates, tells of the epochs and writes.
     assert [report["scored"] for report in reports] == [3, 0]
-    assert done.stderr.count("epoch 1/5:   0%") == 1
+    assert done.stderr.count("epoch 1/5: loss") == 1
     names = ["rank0.json", "rank0.pt", "rank1.json", "rank1.pt"]
     assert sorted(p.name for p in folder.iterdir()) == sorted([BEST, LAST, LOG, *names])
     assert [row[0] for row in rows(folder)] == ["epoch", "1", "2", "3", "4", "5"]

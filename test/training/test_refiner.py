@@ -354,6 +354,8 @@ class TestTrainRefiner:
         assert refined > naive_miou(third_party, camvid)
         # Validation runs the same stages on the same weights.
         assert bundle.spec.training["refined_val_miou"] == pytest.approx(refined, abs=2e-3)
+        alone = bundle.spec.training["refiner_dense_val_miou"]
+        assert alone == pytest.approx(naive_miou(third_party, camvid), abs=2e-3)
 
     def test_a_pointnet(self, third_party: Bundle, tmp_path: Path) -> None:
         recipe = make_recipe(
