@@ -137,7 +137,8 @@ def _judge_camera(camera: CameraReport, limits: Limits) -> tuple[Level, str]:
     if camera.silent_s is None:
         return Level.OK, "not subscribed"
     if 0.0 < limits.stale_after_s < camera.silent_s:
-        return Level.STALE, f"no frames on {camera.topic} for {camera.silent_s:.1f} s"
+        why = f": {camera.silence}" if camera.silence else ""
+        return Level.STALE, f"no frames on {camera.topic} for {camera.silent_s:.1f} s{why}"
     latency_ms = camera.recent_latency_ms
     if 0.0 < limits.error_ms < latency_ms:
         return Level.ERROR, _latency_text(latency_ms, limits.error_ms)

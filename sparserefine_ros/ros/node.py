@@ -12,6 +12,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import rclpy
@@ -33,8 +34,9 @@ from sparserefine_ros.ros.diagnostics import build_statuses, statuses_to_message
 from sparserefine_ros.ros.loading import ModelLoader, load_model, load_while
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.publishers import newest_only
-from sparserefine_ros.ros.reports import Limits, NodeReport
+from sparserefine_ros.ros.reports import CameraReport, Limits, NodeReport
 from sparserefine_ros.ros.session import Session
+from sparserefine_ros.ros.silence import explain_silence
 from sparserefine_ros.ros.stopping import init_until_signal
 from sparserefine_ros.ros.streams import Frame, Stream
 from sparserefine_ros.ros.worker import INTERNAL, STOPPED, Finish, FrameCounts, LatestWorker
@@ -314,17 +316,23 @@ class SegmentNode(LifecycleNode):
         )
         self._diagnostics.publish(message)
 
+    def _report_camera(self, stream: Stream) -> CameraReport:
+        settings, session = self._settings, self._session
+        report = stream.report(
+            self._worker.counts(stream.camera),
+            busy_s=self._worker.busy_s(stream.camera),
+            warn_ms=settings.latency_warn_ms,
+            subscribed=sorted(session.subscribed(stream)) if session else (),
+        )
+        if session is None or not 0.0 < settings.stale_after_s < (report.silent_s or 0.0):
+            return report
+        publishers = self.get_publishers_info_by_topic(stream.topic)
+        why = explain_silence(publishers, session.message_type, settings.image_reliability)
+        return replace(report, silence=why)
+
     def _report(self) -> NodeReport:
         now_s, settings, session = time.perf_counter(), self._settings, self._session
-        cameras = [
-            stream.report(
-                self._worker.counts(stream.camera),
-                busy_s=self._worker.busy_s(stream.camera),
-                warn_ms=settings.latency_warn_ms,
-                subscribed=sorted(session.subscribed(stream)) if session else (),
-            )
-            for stream in self._serving
-        ]
+        cameras = [self._report_camera(stream) for stream in self._serving]
         report = NodeReport(
             phase=self._phase,
             failure=self._failure,

@@ -153,6 +153,7 @@ class CameraReport:
         previous_stamps_back: the same at the previous report.
         middleware_lost: frames lost between publisher and node; None when that is not known.
         subscribed: names of the outputs that have a subscriber.
+        silence: why no frames may be coming, in words; empty where nothing is known.
     """
 
     name: str
@@ -167,6 +168,7 @@ class CameraReport:
     previous_stamps_back: int
     middleware_lost: int | None
     subscribed: Sequence[str]
+    silence: str = ""
 
     @property
     def frames(self) -> tuple[FrameRecord, ...]:
