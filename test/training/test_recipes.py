@@ -10,11 +10,13 @@ import pytest
 from sparserefine_ros.ablation.recipe import AblationRecipe
 from sparserefine_ros.configuration import Record, read_yaml
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe
+from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe, SelectorRecipe
 
 FOLDER = Path(__file__).parents[2] / "config" / "recipes"
 KINDS: dict[str, type[Record]] = {
+    "dense.yaml": DenseRecipe,
     "refiner.yaml": RefinerRecipe,
+    "selector.yaml": SelectorRecipe,
     "street_large_dense.yaml": DenseRecipe,
     "street_large_dense_more.yaml": DenseRecipe,
     "street_large_full.yaml": DenseRecipe,
