@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SIZES = ("480x360", "2048x1024")
 
+_FEWEST_FRAMES = 20
+
 
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Timings."""
@@ -124,7 +126,7 @@ def _cameras(options: argparse.Namespace) -> None:
 def _rim(options: argparse.Namespace) -> None:
     from sparserefine_ros.ros.bench_rim import bench_rim
 
-    messages = max(20, options.frames)
+    messages = _frames(options)
     _tell(options, [bench_rim(size, messages=messages) for size in _sizes(options)])
 
 
@@ -165,7 +167,18 @@ def _sizes(options: argparse.Namespace) -> list[tuple[int, int]]:
 
 
 def _counts(options: argparse.Namespace) -> dict[str, int]:
-    return {"frames": max(20, options.frames), "warmup": options.warmup}
+    return {"frames": _frames(options), "warmup": options.warmup}
+
+
+def _frames(options: argparse.Namespace) -> int:
+    if options.frames < _FEWEST_FRAMES:
+        from sparserefine_ros.errors import ConfigurationError
+
+        raise ConfigurationError(
+            f"expected {_FEWEST_FRAMES} frames or more, for a median that means something, got "
+            f"{options.frames}"
+        )
+    return int(options.frames)
 
 
 def _tell(options: argparse.Namespace, figures: Sequence[Any]) -> None:

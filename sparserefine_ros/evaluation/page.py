@@ -243,7 +243,7 @@ def frame_pictures(drawn: Sequence[FramePictures], *, pictures: str, order: str)
             if iou is not None
         ]
         heading = f"{each.frame.name}: " + (f"mean IoU {', '.join(scores)}; " if scores else "")
-        heading += f"refined {each.frame.refined_share:.1%}"
+        heading += f"{each.frame.refined_share:.1%} of the pixels refined"
         figures = "".join(
             _figure(_link(pictures, file), f"{each.frame.name} {caption}", caption)
             for caption, file in each.files.items()

@@ -168,13 +168,13 @@ class SelectorSetting:
         """For people."""
         if self.kind == "none":
             return "no refiner"
-        budget = f"{self.max_pixels} pixels" if self.max_pixels else "no limit"
+        budget = f"budget {self.max_pixels} pixels" if self.max_pixels else "no pixel budget"
         above = {
             "entropy": f" above {self.threshold:.3f} nats",
             "oracle": "",
             "random": f", {1.0 - self.threshold:.1%} of the picture",
         }.get(self.kind, f" above {self.threshold:.3f}")
-        return f"{self.kind}{above}, budget {budget}"
+        return f"{self.kind}{above}, {budget}"
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class CameraNode(Node):
 
     def _wait_for_subscribers(self, count: int, stop: threading.Event) -> None:
         topic = self.resolve_topic_name(IMAGE_TOPIC)
-        self.get_logger().info(f"waiting for {count} subscribers on {topic}")
+        self.get_logger().info(f"waiting for subscribers on {topic}, {count} in all")
         while not stop.is_set() and self._publisher.get_subscription_count() < count:
             self._spinner.spin_once(timeout_sec=_LONGEST_SPIN_S)
         self._spin_until(time.monotonic() + _SETTLE_S, stop)

@@ -136,7 +136,7 @@ class SegmentNode(LifecycleNode):
         try:
             self._session = self._open_session()
         except SparseRefineError as err:
-            return self._refuse("configure", f"{type(err).__name__}: {err}")
+            return self._refuse("configure", str(err))
         except Exception as err:
             return self._refuse("configure", repr(err), traceback.format_exc())
         self._phase = "inactive"

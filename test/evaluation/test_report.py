@@ -72,7 +72,7 @@ def test_pictures_of_an_oracle(tmp_path: Path) -> None:
     options = PipelineOptions(threads=1)
     evaluation = evaluate(bundle, TinyData(2), options, data="tiny")
     report = write_report(evaluation, tmp_path / "out", Gallery(bundle, TinyData(2), options, 2))
-    assert "Selector: oracle, budget no limit" in report.read_text(encoding="utf-8")
+    assert "Selector: oracle, no pixel budget" in report.read_text(encoding="utf-8")
 
 
 def test_report_is_whole_and_every_link_resolves(

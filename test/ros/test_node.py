@@ -180,7 +180,7 @@ def test_failed_configuration_leaves_the_node_up_and_can_be_repeated(
     node = make_node(stage, bundle=str(tmp_path / "nowhere"), diagnostics_period_s=0.05)
     wait_until(lambda: peer.diagnostics, "diagnostics")
     wait_until(lambda: peer.diagnostics[-1].level == DiagnosticStatus.ERROR, "ERROR")
-    assert "cannot configure: BundleError" in peer.diagnostics[-1].message
+    assert "cannot configure: expected a bundle" in peer.diagnostics[-1].message
     assert str(tmp_path / "nowhere") in peer.diagnostics[-1].message
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     (result,) = peer.set_parameters_of_node(bundle=str(tiny_bundle))
