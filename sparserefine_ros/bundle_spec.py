@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import AfterValidator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from sparserefine_ros.configuration import Record, kind_or
@@ -21,8 +21,22 @@ PlanBounds = Literal["image", "data"]
 EnsemblerKind = Literal["gated", "entropy", "direct", "oracle"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Triple = tuple[float, float, float]
-PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+# Whatever is larger is a mistake, and would be found only when memory or patience gives out.
+Side = Annotated[int, Field(ge=1, le=16384)]
+Channels = Annotated[int, Field(ge=1, le=8192)]
+Widths = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=10)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+def _all_different(values: tuple[InputFeature, ...]) -> tuple[InputFeature, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("expected each feature once")
+    return values
+
+
+Inputs = Annotated[tuple[InputFeature, ...], Field(min_length=1), AfterValidator(_all_different)]
 
 IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
 IMAGENET_STD: Final = (58.395, 57.12, 57.375)
@@ -65,14 +79,14 @@ class DenseInput(Record):
         mean, std: on the 0-255 scale, in the model's channel order.
     """
 
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: tuple[Side, Side] | None = None
     scale: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    multiple_of: PositiveInt = 1
+    multiple_of: Side = 1
     name: str | None = None
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     channel_order: ChannelOrder = "RGB"
-    mean: Triple = IMAGENET_MEAN
-    std: PositiveTriple = IMAGENET_STD
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
 
     @model_validator(mode="after")
     def _one_size_rule(self) -> Self:
@@ -107,7 +121,7 @@ class DenseOutputSpec(Record):
 
     name: str | None = None
     kind: Literal["logits", "probabilities"] = "logits"
-    stride: PositiveInt = 1
+    stride: Side = 1
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
@@ -121,7 +135,7 @@ class DenseFeaturesSpec(Record):
     """
 
     name: str
-    channels: PositiveInt
+    channels: Channels
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
@@ -221,10 +235,10 @@ class _RefinerSpec(Record):
     """
 
     file: FileSpec
-    inputs: tuple[InputFeature, ...] = Field(default=("rgb",), min_length=1)
+    inputs: Inputs = ("rgb",)
     channel_order: ChannelOrder = "RGB"
-    mean: Triple = IMAGENET_MEAN
-    std: PositiveTriple = IMAGENET_STD
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     ensembler: EnsemblerKind = "gated"
 
     @property
@@ -244,8 +258,8 @@ class UNetSpec(Record):
     """
 
     kind: Literal["unet"] = "unet"
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
-    blocks: PositiveInt = 2
+    widths: Widths
+    blocks: Blocks = 2
     bounds: PlanBounds = "image"
 
     @property
@@ -262,7 +276,7 @@ class PointNetSpec(Record):
     """
 
     kind: Literal["pointnet"]
-    widths: tuple[PositiveInt, ...] = Field(min_length=1)
+    widths: Widths
     bounds: ClassVar[PlanBounds] = "image"
     depth: ClassVar[int] = 1
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,7 +16,7 @@ from sparserefine_ros.errors import SparseRefineError
 class Record(BaseModel):
     """Base of configuration records: immutable, unknown fields are mistakes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 R = TypeVar("R", bound=Record)
@@ -37,6 +38,63 @@ def kind_or(default: str) -> Discriminator:
     return Discriminator(kind_of)
 
 
+# Values of a file, aliases written out.
+_MOST_VALUES: Final = 100_000
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what would be misread, or takes forever: keys given twice, aliases of aliases."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The whole document, of a size that can be looked at."""
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"expected {_MOST_VALUES} values at most, aliases written out")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, whose keys must differ."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} is given twice", problem_mark=node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node holds, those of aliases each time; infinity where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader] = _StrictLoader) -> Any:
+    """The value of a YAML text.
+
+    Args:
+        text: YAML.
+        loader: by default one that refuses keys given twice, and more values than can be meant.
+
+    Raises:
+        ValueError: it is not valid; the text tells why.
+    """
+    try:
+        return yaml.load(text, loader)
+    except RecursionError as err:
+        raise ValueError("it is nested too deeply") from err
+    # A date such as 2024-02-30, and words that a tag does not take, raise what they like.
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as err:
+        raise ValueError(str(err)) from err
+
+
 def read_yaml(path: Path, kind: type[R], error: type[SparseRefineError]) -> R:
     """Read `path` into a record of type `kind`.
 
@@ -50,8 +108,8 @@ def read_yaml(path: Path, kind: type[R], error: type[SparseRefineError]) -> R:
     except UnicodeDecodeError as err:
         raise error(f"{path} is not UTF-8 text: {err.reason}; save it as UTF-8") from err
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as err:  # ValueError: a date such as 2024-02-30
+        content = load_yaml(text)
+    except ValueError as err:
         raise error(f"{path} is not valid YAML: {err}") from err
     if not isinstance(content, dict):
         raise error(f"{path}: expected a mapping of fields, got {type(content).__name__}")

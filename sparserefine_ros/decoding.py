@@ -14,7 +14,6 @@ from sparserefine_ros.errors import ImageError
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_END: Final = b"IEND\xae\x42\x60\x82"
 _STANDALONE_MARKERS: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAME_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -76,8 +75,12 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
 def _png_size(data: bytes) -> tuple[int, int]:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise _broken("the PNG header is incomplete")
-    if _PNG_END not in data:
-        raise _broken(f"the PNG is cut off: no end mark in its {len(data)} bytes")
+    at = len(_PNG_START)
+    # The decoder would take as much memory as a chunk says it has.
+    while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    if at + 12 > len(data):
+        raise _broken(f"the PNG is cut off or damaged: its {len(data)} bytes have no end mark")
     return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
 

@@ -24,6 +24,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         SparseRefineError: the file cannot be written.
     """
+    path = _target(path)
     aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         SparseRefineError: the file cannot be written.
     """
+    path = _target(path)
     aside = _aside(path)
     try:
         try:
@@ -67,6 +69,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of UTF-8 text."""
     write_whole(path, text.encode())
+
+
+def _target(path: Path) -> Path:
+    """Where a symbolic link leads; a device or a pipe would be replaced by a file."""
+    real = path.resolve()
+    if real.exists() and not (real.is_file() or real.is_dir()):
+        raise ConfigurationError(
+            f"expected a plain file to write, {path} is a device or a pipe; name another file"
+        )
+    return real
 
 
 def _aside(path: Path) -> Path:
@@ -100,8 +112,10 @@ def prepare_file(path: Path) -> None:
     """Make the folder of a file that will be written, before the work that fills it.
 
     Raises:
-        ConfigurationError: nothing can be written to the folder, or a folder has the file's name.
+        ConfigurationError: nothing can be written to the folder, or the name is of a folder, a
+            device or a pipe.
     """
+    path = _target(path)
     prepare_folder(path.parent)
     if path.is_dir():
         raise ConfigurationError(f"expected a file to write, {path} is a folder; name a file in it")

@@ -55,8 +55,11 @@ def find_bundle(name_or_path: str) -> Path:
         ConfigurationError: a name that is no folder here and that no shipped bundle has.
     """
     path = expanded(name_or_path)
-    if path.exists() or len(path.parts) != 1:
-        return path
+    try:
+        if path.exists() or len(path.parts) != 1:
+            return path
+    except (OSError, ValueError) as err:  # a name that is too long, or holds a NUL
+        raise ConfigurationError(f"expected a bundle folder, cannot look for it: {err}") from err
     shipped = {folder.name: folder for folder in (share_folder() / "models").glob("*/")}
     if name_or_path not in shipped:
         raise ConfigurationError(

@@ -96,7 +96,7 @@ def frame_limit(limit: int, length: int | None) -> int:
     """
     if limit < 0:
         raise ConfigurationError(f"expected a limit of 0 (all) or more frames, got {limit}")
-    return ENDLESS_LIMIT if length is None and limit == 0 else limit
+    return ENDLESS_LIMIT if length is None and limit == 0 else min(limit, sys.maxsize)
 
 
 def describe(prediction: Prediction) -> str:

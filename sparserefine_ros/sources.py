@@ -104,7 +104,7 @@ def open_source(spec: str | Path, unreadable: Unreadable | None = None) -> Frame
             return _open_folder(path, unreadable)
     except OSError as err:
         raise ImageError(f"cannot read {str(spec)!r}: {err.strerror}; check the path") from err
-    if not found:
+    if not found or not path.is_file():
         raise ImageError(f"expected {ACCEPTED}, but there is no file or folder {str(spec)!r}")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return VideoSource(path)
@@ -272,7 +272,7 @@ def _open_folder(folder: Path, unreadable: Unreadable | None) -> ImageSource:
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not path.name.startswith(".")
-        and not path.is_dir()
+        and path.is_file()
     ]
     if not paths:
         raise ImageError(

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,10 @@ class TestFields:
             ("format", 2, "format: .*1"),
             ("classes", FIELDS["classes"][:1], "classes: .*2"),
             ("classes", [FIELDS["classes"][0]] * 2, "expected unique class names"),
-            ("dense.input.size", [0, 5], r"dense\.input\.size\.0: .*greater than 0, got 0"),
+            ("dense.input.size", [0, 5], r"dense\.input\.size\.0: .*equal to 1, got 0"),
             ("dense.input.size", ..., "expected either size or scale"),
             ("dense.input.scale", 0.5, "expected either size or scale"),
-            ("dense.input.std", [1, 0, 1], r"dense\.input\.std\.1: .*greater than 0"),
+            ("dense.input.std", [1, 0, 1], r"dense\.input\.std\.1: .*equal to 0\.000001"),
             ("dense.input.layout", "CHW", r"dense\.input\.layout: .*NCHW.*NHWC.*got 'CHW'"),
             ("dense.output.kind", "labels", r"dense\.output\.kind: .*logits.*probabilities"),
             ("dense.output.stride", 0, r"dense\.output\.stride: "),
@@ -197,6 +198,13 @@ class TestFields:
             ("refiner.widths", [8, 0], r"refiner\.widths\.1: "),
             ("refiner.inputs", [], r"refiner\.inputs: "),
             ("refiner.inputs", ["depth"], r"refiner\.inputs\.0: .*rgb.*logits"),
+            ("dense.input.std", [1, math.inf, 1], r"dense\.input\.std\.1: "),
+            ("dense.input.mean", [1, math.nan, 1], r"dense\.input\.mean\.1: "),
+            ("dense.input.size", [4, 10_000_000], r"dense\.input\.size\.1: .*16384"),
+            ("refiner.widths", [65536], r"refiner\.widths\.0: .*8192"),
+            ("refiner.widths", [8] * 11, r"refiner\.widths: .*10 items"),
+            ("refiner.blocks", 100_000, r"refiner\.blocks: .*64"),
+            ("refiner.inputs", ["rgb", "rgb"], "expected each feature once"),
             ("refiner.ensembler", "vote", r"refiner\.ensembler: .*gated"),
         ],
     )

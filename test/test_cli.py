@@ -52,6 +52,11 @@ def test_a_hand_written_bundle_is_sealed_then_verified(
     [
         (["run", "street", "--bundle", "no/such"], "expected a bundle folder with bundle.yaml"),
         (["evaluate", "--data", "lake:7"], " camvid:ROOT, "),
+        (["evaluate", "--data", f"camvid:{300 * 'x'}"], "File name too long"),
+        (["run", "street", "--device", "gpu", "--limit", "1"], "runs on device"),
+        (["run", "street", "--device", "", "--limit", "1"], "runs on device"),
+        (["bench", "pipeline", "--frames", "-1"], "expected 20 frames or more"),
+        (["bench", "deadline", "--budget-ms", "nan"], "expected a deadline"),
         (["train", "refiner", "x.yaml", "--out", "y"], "needs --bundle"),
         (["train", "dense", "no.yaml", "--out", "y"], "expected a readable file no.yaml"),
         (["train", "dense", "x.yaml", "--bundle", "b", "--out", "y"], "takes no --bundle"),
@@ -60,7 +65,22 @@ def test_a_hand_written_bundle_is_sealed_then_verified(
         (["bench", "sparse", "--engine", "cuda"], "expected a sparse engine of auto"),
         (["bench", "deadline", "--budget-ms", "9", "--entropy-threshold", "1"], "expected neither"),
     ],
-    ids=["bundle", "data", "refiner", "recipe", "dense", "size", "file", "engine", "deadline"],
+    ids=[
+        "bundle",
+        "data",
+        "long",
+        "gpu",
+        "nowhere",
+        "few",
+        "nan",
+        "refiner",
+        "recipe",
+        "dense",
+        "size",
+        "file",
+        "engine",
+        "deadline",
+    ],
 )
 def test_mistakes_are_one_line_and_exit_code_1(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]

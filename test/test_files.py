@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,33 @@ def test_every_name_is_written(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).read_bytes() == b"2"
     assert {path.name for path in tmp_path.iterdir()} == {"new", "scores.tmp", name}
     assert beside.read_text() == ("2" if name == beside.name else "mine")
+
+
+def test_devices_and_pipes_are_no_place(tmp_path: Path) -> None:
+    """They would be replaced by a file, and who reads a pipe would wait forever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (
+        lambda: write_whole(pipe, b"1"),
+        lambda: prepare_file(pipe),
+        lambda: whole_file(pipe).__enter__(),
+        lambda: prepare_file(Path("/dev/null")),
+    ):
+        with pytest.raises(ConfigurationError, match="is a device or a pipe; name another"):
+            write()
+    assert pipe.is_fifo()
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "file.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text_whole(link, "new")
+    with whole_file(link) as aside:
+        aside.write_text("newer")
+    assert link.is_symlink()
+    assert target.read_text() == "newer"
 
 
 def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path) -> None:

@@ -39,3 +39,9 @@ def test_wherever_it_was_installed(
     folder.mkdir(parents=True)
     (folder / "package.xml").touch()
     assert share_folder() == folder
+
+
+@pytest.mark.parametrize("name", [5000 * "x", "a\0b"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot look for it|ship with the package"):
+        find_bundle(name)

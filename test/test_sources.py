@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import struct
 from pathlib import Path
@@ -136,6 +137,14 @@ class TestFolders:
         assert [frame.name for frame in source] == names
         assert [frame.name for frame in source] == names, "a second pass starts again"
         assert (source.length, source.fps) == (4, 10.0)
+
+    def test_a_pipe_is_no_picture(self, tmp_path: Path) -> None:
+        """Opening one waits for a writer."""
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(ImageError, match="expected an image file, a folder"):
+            open_source(tmp_path / "pipe.png")
+        with pytest.raises(ImageError, match="found none in"):
+            open_source(tmp_path)
 
     def test_a_broken_picture_raises_when_its_turn_comes(self, tmp_path: Path) -> None:
         for name in ("a.png", "b.png", "c.png"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sparserefine_ros.bundle_spec import EnsemblerKind, ExtractorSpec, InputFeature
+from sparserefine_ros.bundle_spec import EnsemblerKind, ExtractorSpec, Inputs
 from sparserefine_ros.configuration import Record
 from sparserefine_ros.training.recipe import RefinerRecipe, Schedule, Share
 
@@ -40,7 +40,7 @@ class AblationRecipe(Record):
     selectors: tuple[SelectorKind, ...] = ("random", "magnitude", "learnable", "entropy", "oracle")
     selector_schedule: Schedule | None = None
     densities: tuple[Share, ...] = (0.034, 0.069, 0.19, 1.0)
-    inputs: tuple[tuple[InputFeature, ...], ...] = (
+    inputs: tuple[Inputs, ...] = (
         ("rgb",),
         ("rgb", "logits"),
         ("rgb", "features"),

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from sparserefine_ros.bags.library import zstd
 from sparserefine_ros.bags.storage import Recorded, Storage, open_storage
+from sparserefine_ros.configuration import load_yaml
 from sparserefine_ros.errors import BagError
 from sparserefine_ros.sources import natural_order
 
@@ -211,7 +212,7 @@ def _plan(path: Path) -> _Plan:
 def _plan_of_metadata(folder: Path) -> _Plan:
     path = folder / METADATA
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"), yaml.SafeLoader)
         about = content["rosbag2_bagfile_information"]
         files = [folder / PurePosixPath(name).name for name in about["relative_file_paths"]]
         announced: dict[str, int] = {}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -56,8 +55,8 @@ class RecordOptions:
     frame_id: str = "camera"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
-            raise ConfigurationError(f"expected a rate above 0 Hz, got {self.rate_hz}")
+        if not 0.001 <= self.rate_hz <= 1e6:  # stamps are in nanoseconds
+            raise ConfigurationError(f"expected a rate of 0.001 .. 1e6 Hz, got {self.rate_hz}")
         if self.limit < 0:
             raise ConfigurationError(f"expected a limit of 0 (all) or more, got {self.limit}")
 

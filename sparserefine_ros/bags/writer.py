@@ -21,6 +21,7 @@ from sparserefine_ros.bags.frames import Header
 from sparserefine_ros.bags.library import COMPRESSED_IMAGE, IMAGE, rosbags_module, typestore
 from sparserefine_ros.bags.reader import METADATA
 from sparserefine_ros.bags.staging import whole_folder
+from sparserefine_ros.configuration import load_yaml
 from sparserefine_ros.errors import BagError, ConfigurationError
 
 STORAGES: Final = ("mcap", "sqlite3")
@@ -63,11 +64,11 @@ def no_written_bag(folder: Path) -> str:
     Recordings are none: they cannot be made again.
     """
     try:
-        content = yaml.safe_load((folder / METADATA).read_text(encoding="utf-8"))
+        content = load_yaml((folder / METADATA).read_text(encoding="utf-8"), yaml.SafeLoader)
         about = content["rosbag2_bagfile_information"]
         own = {METADATA, *about["relative_file_paths"]}
         writer = about["ros_distro"]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"there is no {METADATA} of a bag written by {_WRITER}"
     if writer != _WRITER:
         return f"its bag is a recording of {writer}"

@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is still buffered must go somewhere, or Python complains when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as err:
+        if err.filename is None:
+            raise
+        print(f"sparserefine: cannot use {err.filename}: {err.strerror}", file=sys.stderr)
+        return 1
     return code
 
 

@@ -7,6 +7,7 @@ of the picture is uncertain.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def bench_deadline(
     Raises:
         ConfigurationError: an impossible deadline, too few frames, or a bundle of other classes.
     """
-    if budget_ms <= 0.0 or frames <= LEARNING:
+    if not 0.0 < budget_ms < math.inf or frames <= LEARNING:
         raise ConfigurationError(
             f"expected a deadline above 0 ms and more than {LEARNING} frames, got {budget_ms} ms "
             f"and {frames} frames"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from typing_extensions import Self
 
 from sparserefine_ros.evaluation.boundary import near_edges
@@ -123,6 +125,12 @@ class Tally:
         self.curve.merge(other.curve)
 
 
+# Held where scores are read from a file.
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Milliseconds = Annotated[float, Field(ge=0.0, le=1e12)]
+_Macs = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 @dataclass(frozen=True)
 class FrameScore:
     """One frame.
@@ -141,13 +149,13 @@ class FrameScore:
 
     index: int
     name: str
-    mean_iou: Mapping[Variant, float | None]
-    refined_share: float
-    stage_ms: Mapping[str, float]
-    dense_full_stage_ms: Mapping[str, float] | None
-    dense_macs: int | None
-    dense_full_macs: int | None
-    refiner_macs: int | None
+    mean_iou: Mapping[Variant, _Share | None]
+    refined_share: _Share
+    stage_ms: Mapping[str, _Milliseconds]
+    dense_full_stage_ms: Mapping[str, _Milliseconds] | None
+    dense_macs: _Macs | None
+    dense_full_macs: _Macs | None
+    refiner_macs: _Macs | None
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def read_json(path: Path) -> Evaluation:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigurationError(f"expected a readable file {path}: {err.strerror}") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ConfigurationError(f"{path} is not JSON: {err}") from err
     if not isinstance(content, dict) or _RAW not in content:
         raise ConfigurationError(

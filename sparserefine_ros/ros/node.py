@@ -9,6 +9,7 @@ publishers, activate subscribes, deactivate and cleanup undo exactly that.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -355,7 +357,10 @@ def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM."""
     middleware = configure_middleware()
     stop = init_until_signal(args)
-    node = SegmentNode(stopping=stop.is_set)
+    try:
+        node = SegmentNode(stopping=stop.is_set)
+    except ParameterException as err:  # of a parameter that every node has
+        sys.exit(f"the node cannot start: {err}")
     node.get_logger().info(middleware)
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -6,19 +6,25 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, Tag, field_validator
+from pydantic import Field, PositiveFloat, Tag, field_validator
 
 from sparserefine_ros.bundle_spec import (
+    Blocks,
+    Channels,
     ClassSpec,
     EnsemblerKind,
     ExtractorSpec,
-    InputFeature,
+    Inputs,
     SelectorSpec,
+    Side,
+    Widths,
 )
 from sparserefine_ros.configuration import Record, kind_or
 from sparserefine_ros.zoo.efficientnet import Variant
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Factor = Annotated[float, Field(ge=0.01, le=100.0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class DataSource(Record):
@@ -30,7 +36,7 @@ class DataSource(Record):
     """
 
     data: str
-    repeat: PositiveInt = 1
+    repeat: Annotated[int, Field(ge=1, le=100_000)] = 1
 
 
 class AugmentationRecipe(Record):
@@ -42,9 +48,16 @@ class AugmentationRecipe(Record):
         max_class_share: largest share of one class in a crop.
     """
 
-    crop: tuple[PositiveInt, PositiveInt]
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    crop: tuple[Side, Side]
+    scale: tuple[Factor, Factor] = (0.5, 2.0)
     max_class_share: Share = 0.75
+
+    @field_validator("scale")
+    @classmethod
+    def _grows(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("expected the smallest factor first")
+        return value
 
 
 class Schedule(Record):
@@ -65,16 +78,16 @@ class Schedule(Record):
         tensorboard: write TensorBoard scalars beside the CSV log.
     """
 
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    accumulate: PositiveInt = 1
-    learning_rate: PositiveFloat = 3e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    epochs: Count
+    batch_size: Count
+    accumulate: Count = 1
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e3)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e3)] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
-    validate_every: PositiveInt = 10
+    validate_every: Count = 10
     gradient_clip: PositiveFloat = 1.0
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     bfloat16: bool = False
     tensorboard: bool = False
 
@@ -123,9 +136,9 @@ class ResidualEncoderRecipe(Record):
     """
 
     kind: Literal["residual"] = "residual"
-    stem: PositiveInt = 24
-    widths: tuple[PositiveInt, ...] = Field((32, 64, 128, 192), min_length=1)
-    blocks: PositiveInt = 2
+    stem: Channels = 24
+    widths: Widths = (32, 64, 128, 192)
+    blocks: Blocks = 2
 
 
 class EfficientNetLiteRecipe(Record):
@@ -162,8 +175,8 @@ class DenseRecipe(TrainingRecipe):
         | Annotated[EfficientNetLiteRecipe, Tag("kind=efficientnet")],
         kind_or("residual"),
     ]
-    ladder: PositiveInt = 64
-    features: PositiveInt = 32
+    ladder: Channels = 64
+    features: Channels = 32
     classes: tuple[ClassSpec, ...] | None = Field(None, min_length=2)
     licence: str
     half_weights: bool = False
@@ -191,7 +204,7 @@ class RefinerRecipe(TrainingRecipe):
     selector: SelectorSpec | None = None
     max_train_share: Share = 1.0
     extractor: ExtractorSpec
-    inputs: tuple[InputFeature, ...] = ("rgb",)
+    inputs: Inputs = ("rgb",)
     ensembler: EnsemblerKind = "gated"
     start_from: str | None = None
     teacher: str | None = None

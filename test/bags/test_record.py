@@ -85,8 +85,8 @@ def test_an_earlier_bag_is_replaced_only_when_the_new_one_is_whole(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"rate_hz": 0.0}, "expected a rate above 0 Hz, got 0.0"),
-        ({"rate_hz": float("nan")}, "expected a rate above 0 Hz, got nan"),
+        ({"rate_hz": 0.0}, "expected a rate of 0.001 .. 1e6 Hz, got 0.0"),
+        ({"rate_hz": float("nan")}, "expected a rate of 0.001 .. 1e6 Hz, got nan"),
         ({"limit": -1}, "expected a limit of 0"),
         ({"storage": "csv"}, "expected one of mcap, sqlite3, got 'csv'"),
         ({"compression": "lz4"}, "expected one of none, zstd, got 'lz4'"),

@@ -88,6 +88,8 @@ class TestMistakes:
             (("selection", 0, 0), -4, r"raw\.json: selection\.0\.0: .*, got -4"),
             (("curve", 3), [1], "raw.json: .*evaluate again"),
             (("selection", 0, 0), 10**20, r"selection\.0\.0: .*less than"),
+            (("frames", 0, "refined_share"), 1.5, r"refined_share: .*equal to 1"),
+            (("frames", 0, "stage_ms", "dense"), float("nan"), r"stage_ms\.dense: "),
             (("frames",), [], r"frames: .*at least 1"),
             (("frames", 0, "stage_ms"), {"dense": 1.0}, r"expected times of .*, got \['dense'\]"),
             (("variants",), {}, r"expected counts of \['dense-low', .*, got \[\]"),

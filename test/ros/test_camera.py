@@ -145,7 +145,9 @@ class TestProcess:
 
     def test_it_ends_well_when_interrupted_while_it_waits(self) -> None:
         with start_node(MODULE, parameters={"source": "street:1:64x32"}, remaps={}) as node:
-            wait_until(lambda: "waiting for 1 subscribers on /image" in node.log(), "start", 20.0)
+            wait_until(
+                lambda: "waiting for subscribers on /image, 1 in all" in node.log(), "start", 20.0
+            )
             assert node.exit_code is None
             node.stop()
             assert node.exit_code == 0

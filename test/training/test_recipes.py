@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sparserefine_ros.ablation.recipe import AblationRecipe
 from sparserefine_ros.configuration import Record, read_yaml
@@ -36,3 +37,23 @@ def test_every_recipe_is_listed() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_recipe_is_read(name: str) -> None:
     assert read_yaml(FOLDER / name, KINDS[name], ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "text"),
+    [
+        ("augmentation", {"scale": [2.0, 0.5]}, "expected the smallest factor first"),
+        ("augmentation", {"crop": [512, 100_000]}, "16384"),
+        ("schedule", {"learning_rate": 1e300}, "1000"),
+        ("schedule", {"workers": 10**9}, "256"),
+        ("schedule", {"gradient_clip": float("inf")}, "finite"),
+    ],
+)
+def test_values_that_cannot_be_meant(
+    section: str, changes: dict[str, object], text: str, tmp_path: Path
+) -> None:
+    fields = yaml.safe_load((FOLDER / "refiner.yaml").read_text())
+    fields[section] |= changes
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(ConfigurationError, match=text):
+        read_yaml(tmp_path / "recipe.yaml", RefinerRecipe, ConfigurationError)
