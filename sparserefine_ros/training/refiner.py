@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,7 +48,12 @@ from sparserefine_ros.training.cache import CachedItems
 from sparserefine_ros.training.crops import AugmentedCrops, check_classes, check_crop
 from sparserefine_ros.training.loop import fit
 from sparserefine_ros.training.losses import dice_loss
-from sparserefine_ros.training.processes import device_of, in_main_process, threads_per_process
+from sparserefine_ros.training.processes import (
+    device_of,
+    in_main_process,
+    is_main_process,
+    threads_per_process,
+)
 from sparserefine_ros.training.recipe import RefinerRecipe
 from sparserefine_ros.training.run_folder import BUNDLE, prepare_run_folder
 from sparserefine_ros.training.start import start_from
@@ -276,8 +282,9 @@ def train_refiner(recipe: RefinerRecipe, bundle: Bundle, folder: Path, *, resume
     prepare_run_folder(folder, WEIGHTS_FILE, resume=resume, bundle=bundle)
     task = RefinerTask(recipe, bundle)
     origin = {**recipe.origin(bundle.digest), "teacher_digest": task.teacher_digest}
-    dense_miou = in_main_process(task.dense_score)
-    _logger.info("mean IoU of the dense model alone on the validation data: %.4f", dense_miou)
+    dense_miou = task.dense_score() if is_main_process() else math.nan
+    if is_main_process():
+        _logger.info("mean IoU of the dense model alone on the validation data: %.4f", dense_miou)
     miou = fit(task, recipe.schedule, folder, seed=recipe.seed, resume=resume, origin=origin)
 
     if miou < dense_miou:
