@@ -25,6 +25,7 @@ from sparserefine_ros.bundle_spec import UNSEALED, BundleSpec, FileSpec
 from sparserefine_ros.configuration import Record, read_yaml, write_yaml
 from sparserefine_ros.errors import BundleError
 from sparserefine_ros.files import expanded
+from sparserefine_ros.resources import find_bundle
 
 BUNDLE_FILE: Final = "bundle.yaml"
 
@@ -42,6 +43,16 @@ class Bundle:
     folder: Path
     spec: BundleSpec
     digest: str
+
+    @classmethod
+    def named(cls, name: str) -> Bundle:
+        """Open a bundle by its folder, or by the name of one that ships with the package.
+
+        Raises:
+            ConfigurationError: no bundle of that name.
+            BundleError: see `open`.
+        """
+        return cls.open(find_bundle(name))
 
     @classmethod
     def open(cls, folder: Path | str) -> Bundle:

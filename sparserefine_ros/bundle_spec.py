@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from sparserefine_ros.configuration import Record, kind_or
-from sparserefine_ros.image import ChannelOrder, Normalisation
+from sparserefine_ros.image import MAX_SIDE, ChannelOrder, Normalisation
 
 FORMAT: Final = 1
 UNSEALED: Final = "0" * 64
@@ -22,7 +22,7 @@ EnsemblerKind = Literal["gated", "entropy", "direct", "oracle"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 # Whatever is larger is a mistake, and would be found only when memory or patience gives out.
-Side = Annotated[int, Field(ge=1, le=16384)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=8192)]
 Widths = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=10)]
 Blocks = Annotated[int, Field(ge=1, le=64)]

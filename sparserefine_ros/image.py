@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sparserefine_ros.errors import ImageError
 
 MAX_SIDE = 16384
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 ChannelOrder = Literal["RGB", "BGR"]
 

@@ -61,7 +61,7 @@ def image_to_rgb(message: ImageMessage, *, max_pixels: int) -> NDArray[np.uint8]
     Raises:
         ImageError: the message is malformed, see REASONS.
     """
-    encoding = check_image(message, max_pixels)
+    encoding = check_message(message, max_pixels)
     return pixels_to_rgb(image_to_pixels(message, encoding), encoding)
 
 
@@ -101,7 +101,7 @@ def compressed_to_rgb(message: CompressedImageMessage, *, max_pixels: int) -> ND
     return pixels_to_rgb(pixels, ENCODINGS[name])  # type: ignore[arg-type]
 
 
-def check_image(message: ImageMessage, max_pixels: int) -> Encoding:
+def check_message(message: ImageMessage, max_pixels: int) -> Encoding:
     """Find the encoding of a message whose fields and data agree.
 
     Raises:

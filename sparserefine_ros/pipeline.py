@@ -133,7 +133,7 @@ class Pipeline:
         *,
         time_left_ms: float | None = None,
     ) -> Prediction:
-        """Segment one picture: `look`, then `refine`.
+        """Segment one picture: `run_dense`, then `refine`.
 
         Args:
             image: uint8 [H, W, 3], RGB.
@@ -144,12 +144,12 @@ class Pipeline:
         Raises:
             ImageError, ConfigurationError, ModelOutputError, BackendError: see there.
         """
-        (found,) = self.look([image])
+        (found,) = self.run_dense([image])
         if time_left_ms is not None:
             time_left_ms -= found.times.total_ms
         return self.refine(image, found, maps, truth, time_left_ms=time_left_ms)
 
-    def look(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:
+    def run_dense(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:
         """Run the dense model on pictures, on several of one low-resolution size together.
 
         Args:
@@ -161,7 +161,7 @@ class Pipeline:
         """
         for image in images:
             check_image(image)
-        return self._dense.together([np.ascontiguousarray(image) for image in images])
+        return self._dense.run_batch([np.ascontiguousarray(image) for image in images])
 
     def refine(
         self,
@@ -176,7 +176,7 @@ class Pipeline:
 
         Args:
             image: uint8 [H, W, 3], RGB.
-            found: what `look` returned for it.
+            found: what `run_dense` returned for it.
             maps: the full-resolution maps to compute.
             truth: uint8 [H, W], labels; only the oracles of an ablation look at them.
             time_left_ms: deadline, from the call on: as many pixels are refined as fit, after what

@@ -20,6 +20,7 @@ from sparserefine_ros.data.street import StreetScene
 from sparserefine_ros.decoding import decode_picture
 from sparserefine_ros.errors import ImageError
 from sparserefine_ros.files import expanded
+from sparserefine_ros.image import MAX_PIXELS
 
 IMAGE_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp",
@@ -40,7 +41,6 @@ IMAGE_FPS: Final = 1.0
 VIDEO_FPS: Final = 25.0
 
 _SIDES: Final = range(16, 16385)
-_MAX_PIXELS: Final = 16384 * 16384
 _STREET: Final = re.compile(r"street(?::(?P<seed>\d+))?(?::(?P<width>\d+)[xX](?P<height>\d+))?")
 
 _log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         data = path.read_bytes()
-        bgr = decode_picture(data, flags=cv2.IMREAD_COLOR, max_pixels=_MAX_PIXELS)
+        bgr = decode_picture(data, flags=cv2.IMREAD_COLOR, max_pixels=MAX_PIXELS)
     except OSError as err:
         raise ImageError(f"cannot read {path}: {err.strerror}; check the file") from err
     except ImageError as err:

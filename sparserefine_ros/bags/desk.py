@@ -74,7 +74,7 @@ class Desk:
         """Remember a frame among the worst: by mean IoU, or without labels by entropy."""
         badness: float | None = row.mean_entropy_nats
         if self._options.labelled:
-            iou = list(row.score.mean_iou.values())[-1]
+            iou = row.score.final_mean_iou
             badness = None if iou is None else -iou
         if badness is None or not self._options.pictures:
             return

@@ -20,10 +20,14 @@ from sparserefine_ros.bags.storage import Recorded
 from sparserefine_ros.data.label_files import PNG_START, decode_labels
 from sparserefine_ros.errors import ImageError
 from sparserefine_ros.evaluation.subset import ALL_FRAMES, Subset
-from sparserefine_ros.image import check_image as check_pixels
-from sparserefine_ros.messages import check_image, compressed_to_rgb, image_to_pixels, image_to_rgb
+from sparserefine_ros.image import MAX_PIXELS, check_image
+from sparserefine_ros.messages import (
+    check_message,
+    compressed_to_rgb,
+    image_to_pixels,
+    image_to_rgb,
+)
 
-MAX_PIXELS: Final = 16384 * 16384
 UNREADABLE: Final = "message"  # reason of a rejection: no image message at all
 _LABEL_ENCODINGS: Final = ("mono8", "8UC1")
 
@@ -164,7 +168,7 @@ class BagFrames:
             image = image_to_rgb(message, max_pixels=MAX_PIXELS)
         else:
             image = compressed_to_rgb(message, max_pixels=MAX_PIXELS)
-        check_pixels(image)  # of few pixels, one side may still be too long for the pipeline
+        check_image(image)  # of few pixels, one side may still be too long for the pipeline
         counts = self.counts
         counts.frames += 1
         counts.encodings[message.encoding if recorded.type == IMAGE else message.format] += 1
@@ -201,7 +205,7 @@ def message_to_labels(message: Any, kind: str) -> NDArray[np.uint8]:
         ImageError: it is of another kind.
     """
     if kind == IMAGE:
-        encoding = check_image(message, MAX_PIXELS)
+        encoding = check_message(message, MAX_PIXELS)
         if message.encoding not in _LABEL_ENCODINGS:
             raise ImageError(
                 f"expected labels in {' or '.join(_LABEL_ENCODINGS)}, a class id per pixel, got "

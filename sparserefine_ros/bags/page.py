@@ -67,7 +67,7 @@ def _labelled(result: BagResult) -> int:
 
 
 def _iou(row: FrameRow) -> float | None:
-    return list(row.score.mean_iou.values())[-1]
+    return row.score.final_mean_iou
 
 
 def _setting(result: BagResult) -> Iterable[str]:

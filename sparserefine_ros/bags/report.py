@@ -22,6 +22,7 @@ from sparserefine_ros.bags.writer import no_written_bag
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.evaluation.measure import Spread, describe_machine
 from sparserefine_ros.evaluation.pictures import draw_frame, draw_legend_file, foreign_pictures
+from sparserefine_ros.evaluation.scores import Variant
 from sparserefine_ros.evaluation.storage import scores_to_json, write_json
 from sparserefine_ros.files import write_text_whole
 from sparserefine_ros.records import STAGES
@@ -83,7 +84,7 @@ def write_results(result: BagResult, bundle: Bundle, folder: Path) -> None:
 def metrics_to_json(result: BagResult) -> dict[str, Any]:
     """Everything but times, as plain values; `scores` is None without any label."""
     rows = result.rows
-    ious = [list(row.score.mean_iou.values())[-1] for row in rows]
+    ious = [row.score.final_mean_iou for row in rows]
     labelled = sum(iou is not None for iou in ious)
     setting = result.evaluation.setting
     return {
@@ -137,11 +138,11 @@ _TIME_HEAD: Final = ("index", "stamp", "latency_ms", *(f"{stage}_ms" for stage i
 
 def _frame_rows(result: BagResult) -> Iterable[Sequence[object]]:
     for row in result.rows:
-        ious = [_cell(iou) for iou in row.score.mean_iou.values()]
+        final, dense = row.score.final_mean_iou, row.score.mean_iou[Variant.DENSE_LOW]
         height, width = row.size
         yield (
             row.index, row.stamp, width, height, row.refined_pixels, _cell(row.score.refined_share),
-            _cell(row.mean_entropy_nats), int(row.budget_hit), ious[-1], ious[0],
+            _cell(row.mean_entropy_nats), int(row.budget_hit), _cell(final), _cell(dense),
         )  # fmt: skip
 
 

@@ -92,7 +92,6 @@ def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from sparserefine_ros.evaluation.evaluate import at_full_resolution, evaluate
     from sparserefine_ros.evaluation.pictures import Gallery
     from sparserefine_ros.evaluation.subset import Subset, parse_shard
-    from sparserefine_ros.resources import find_bundle
 
     shard, shards = parse_shard(options.shard)
     dataset = open_dataset(options.data, options.split)
@@ -101,7 +100,7 @@ def _evaluate_data(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     dense_full = None
     if options.dense_full is not None:
         named = options.dense_full
-        dense_full = Bundle.open(find_bundle(named)) if named else at_full_resolution(bundle)
+        dense_full = Bundle.named(named) if named else at_full_resolution(bundle)
     evaluation = evaluate(
         bundle,
         dataset,

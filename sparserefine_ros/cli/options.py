@@ -80,9 +80,8 @@ def engine_options(options: argparse.Namespace, *, build: bool = True) -> Engine
 def open_bundle(options: argparse.Namespace) -> Bundle:
     """The bundle named by `--bundle`."""
     from sparserefine_ros.bundle import Bundle
-    from sparserefine_ros.resources import find_bundle
 
-    return Bundle.open(find_bundle(options.bundle))
+    return Bundle.named(options.bundle)
 
 
 def pipeline_options(options: argparse.Namespace) -> PipelineOptions:

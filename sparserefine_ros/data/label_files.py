@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from sparserefine_ros.data.sample import Colour
 from sparserefine_ros.decoding import decode_picture
 from sparserefine_ros.errors import DatasetError, ImageError
+from sparserefine_ros.image import MAX_PIXELS
 
 # (pixels of a label file, its path for error texts) -> uint8 [H, W], class ids or 255.
 LabelDecoder = Callable[[NDArray[Any], Path], NDArray[np.uint8]]
 
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
-_MAX_PIXELS: Final = 16384 * 16384
 _PNG_HEADER: Final = 33
 _DEPTH, _COLOUR_TYPE = 24, 25
 _GREY, _PALETTE = 0, 3
@@ -39,7 +39,7 @@ def read_picture(path: Path, *, oriented: bool) -> NDArray[np.uint8]:
     flags = cv2.IMREAD_COLOR | (0 if oriented else cv2.IMREAD_IGNORE_ORIENTATION)
     data = _read(path)
     try:
-        bgr: NDArray[Any] = decode_picture(data, flags=flags, max_pixels=_MAX_PIXELS)
+        bgr: NDArray[Any] = decode_picture(data, flags=flags, max_pixels=MAX_PIXELS)
     except ImageError as err:
         raise _broken(path, err) from err
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
@@ -72,7 +72,7 @@ def decode_labels(data: bytes) -> NDArray[Any]:
     if is_png and data[_COLOUR_TYPE] == _PALETTE:
         # OpenCV would replace the indices by their colours; grey values it leaves alone.
         data = _palette_to_grey(data)
-    pixels = decode_picture(data, flags=cv2.IMREAD_UNCHANGED, max_pixels=_MAX_PIXELS)
+    pixels = decode_picture(data, flags=cv2.IMREAD_UNCHANGED, max_pixels=MAX_PIXELS)
     if is_png and data[_COLOUR_TYPE] == _GREY and data[_DEPTH] < 8:
         # But for stretching those of fewer than 8 bits to 0 .. 255.
         return np.asarray(pixels // (255 // (2 ** data[_DEPTH] - 1)))

@@ -58,9 +58,9 @@ class DenseStage:
 
     def __call__(self, image: NDArray[np.uint8]) -> DenseResult:
         """Look at one picture, see `together`."""
-        return self.together([image])[0]
+        return self.run_batch([image])[0]
 
-    def together(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:
+    def run_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:
         """Look at pictures, uint8 [H, W, 3] RGB each, C-contiguous, in as few batches as it takes.
 
         Raises:

@@ -157,6 +157,11 @@ class FrameScore:
     dense_full_macs: _Macs | None
     refiner_macs: _Macs | None
 
+    @property
+    def final_mean_iou(self) -> float | None:
+        """Of the refined result, or without a refiner of the dense one."""
+        return self.mean_iou.get(Variant.REFINED, self.mean_iou[Variant.DENSE_LOW])
+
 
 @dataclass(frozen=True)
 class SelectorSetting:

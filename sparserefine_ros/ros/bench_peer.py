@@ -17,6 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.evaluation.bench import street_pictures
+from sparserefine_ros.image import MAX_SIDE
 from sparserefine_ros.ros.cameras import NOT_SET
 from sparserefine_ros.ros.compressed import picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
@@ -35,8 +36,8 @@ PARAMETERS: Final = (
         minimum=1,
         maximum=1_000_000_000,
     ),
-    ParameterSpec("width", 2048, "Of the picture in pixels.", minimum=1, maximum=16384),
-    ParameterSpec("height", 1024, "Of the picture in pixels.", minimum=1, maximum=16384),
+    ParameterSpec("width", 2048, "Of the picture in pixels.", minimum=1, maximum=MAX_SIDE),
+    ParameterSpec("height", 1024, "Of the picture in pixels.", minimum=1, maximum=MAX_SIDE),
 )
 # A publisher may see a subscriber before it is seen; a best-effort message would be lost then.
 _SETTLE_S: Final = 1.0

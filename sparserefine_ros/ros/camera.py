@@ -19,7 +19,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sparserefine_ros.image import resize_image
+from sparserefine_ros.image import MAX_SIDE, resize_image
 from sparserefine_ros.ros.compressed import picture_to_jpeg
 from sparserefine_ros.ros.convert import array_to_image
 from sparserefine_ros.ros.parameter_spec import ParameterSpec, declare_parameters
@@ -51,14 +51,14 @@ PARAMETERS: Final = (
         0,
         "Width to resize to in pixels; 0: as it comes, or in proportion to height.",
         minimum=0,
-        maximum=16384,
+        maximum=MAX_SIDE,
     ),
     ParameterSpec(
         "height",
         0,
         "Height to resize to in pixels; 0: as it comes, or in proportion to width.",
         minimum=0,
-        maximum=16384,
+        maximum=MAX_SIDE,
     ),
     ParameterSpec(
         "wait_for_subscribers",

@@ -16,7 +16,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from sparserefine_ros.encodings import Encoding, pixels_to_rgb
-from sparserefine_ros.messages import check_image, compressed_to_rgb, image_to_pixels
+from sparserefine_ros.messages import check_message, compressed_to_rgb, image_to_pixels
 from sparserefine_ros.ros.bridge import bridge_to_rgb, cv_bridge_available
 
 __all__ = ["array_to_image", "compressed_to_rgb", "image_to_rgb"]
@@ -38,7 +38,7 @@ def image_to_rgb(message: Image, *, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         ImageError: the message is malformed, see `sparserefine_ros.messages.REASONS`.
     """
-    encoding = check_image(message, max_pixels)
+    encoding = check_message(message, max_pixels)
     if encoding.to_rgb is not None and _suits_cv_bridge(message, encoding):
         return bridge_to_rgb(message)
     return pixels_to_rgb(image_to_pixels(message, encoding), encoding)

@@ -21,7 +21,6 @@ from sensor_msgs.msg import Image
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.outputs import ResultWriter
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.convert import image_to_rgb
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.processes import isolate, start_node
@@ -58,7 +57,7 @@ def run_demo(*, source: str, bundle: str, out: Path, frames: int, rate_hz: float
         SparseRefineError: source or bundle is unusable, a node failed, or nothing came back.
     """
     source = STREET if source == "street" else source
-    opened = Bundle.open(find_bundle(bundle))
+    opened = Bundle.named(bundle)
     length = open_source(source).length
     count = frames or (ENDLESS_FRAMES if length is None else length)
     isolate()

@@ -12,7 +12,6 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.options import EngineOptions, Report, parse_picture_sizes
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.bridge import cv_bridge_available
 from sparserefine_ros.ros.parameters import NodeParameters, find_mistakes
 
@@ -80,7 +79,7 @@ def load_model(parameters: NodeParameters, report: Report) -> Model:
         BackendError: the inference engine or device is not available.
         ConfigurationError: a parameter does not fit the bundle.
     """
-    bundle = Bundle.open(find_bundle(parameters.bundle))
+    bundle = Bundle.named(parameters.bundle)
     if bundle.spec.uses_truth():
         raise ConfigurationError(
             f"expected a bundle for pictures without labels, {bundle.name} asks an oracle; it "

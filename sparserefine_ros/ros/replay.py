@@ -20,7 +20,6 @@ from sparserefine_ros.bags.reader import Bag
 from sparserefine_ros.bags.topics import choose_image_topic
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.ros.middleware import configure_middleware
 from sparserefine_ros.ros.parameters import PARAMETERS
 from sparserefine_ros.ros.processes import NodeProcess, isolate, start_node
@@ -97,7 +96,7 @@ def replay_bag(path: Path, bundle: str, options: ReplayOptions) -> ReplayReport:
     Raises:
         SparseRefineError: bag or bundle cannot be used, or a node failed.
     """
-    opened = Bundle.open(find_bundle(bundle))
+    opened = Bundle.named(bundle)
     with Bag(path) as bag:
         topic = choose_image_topic(bag, options.image_topic)
         transport = "raw" if bag.types[topic] == IMAGE else "compressed"

@@ -92,7 +92,7 @@ class Session:
     def _look(self, works: Sequence[_Work]) -> None:
         """Let the dense model look at frames together, and at each alone where that fails."""
         try:
-            found = self.model.pipeline.look([work.rgb for work in works])
+            found = self.model.pipeline.run_dense([work.rgb for work in works])
         except Exception as err:
             if len(works) == 1:
                 works[0].found = err

@@ -16,14 +16,13 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.records import Selection
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.selection import nearest_index
 from sparserefine_ros.training.processes import threads_per_process
 
 
 def open_named_bundle(name: str) -> Bundle:
     """The bundle that a recipe names: by path, which may hold variables, or by shipped name."""
-    return Bundle.open(find_bundle(os.path.expandvars(name)))
+    return Bundle.named(os.path.expandvars(name))
 
 
 class Teacher:

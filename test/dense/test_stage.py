@@ -66,7 +66,7 @@ def test_pictures_of_one_size_go_together(
     sizes = [(48, 64), (80, 67), (48, 64), (48, 20), (47, 64)]
     images = [smooth_picture(*size, seed=seed) for seed, size in enumerate(sizes)]
     stage = DenseStage(cast("Segmenter", watched), bundle.spec.dense.input, max_batch)
-    found = stage.together(images)
+    found = stage.run_batch(images)
     assert sum(seen) == len(images)
     assert max(seen) <= max_batch
     alone = open_dense_stage(bundle, threads=1)
@@ -81,4 +81,4 @@ def test_pictures_of_one_size_go_together(
 
 
 def test_no_pictures(tiny_bundle: Path) -> None:
-    assert open_dense_stage(Bundle.open(tiny_bundle), threads=1).together([]) == []
+    assert open_dense_stage(Bundle.open(tiny_bundle), threads=1).run_batch([]) == []

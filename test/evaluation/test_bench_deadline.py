@@ -15,7 +15,6 @@ from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.evaluation import bench_deadline as module
 from sparserefine_ros.evaluation.bench_deadline import LEARNING, bench_deadline
 from sparserefine_ros.pipeline import PipelineOptions
-from sparserefine_ros.resources import find_bundle
 
 OPTIONS = PipelineOptions(threads=1)
 
@@ -33,7 +32,7 @@ def test_with_all_the_time_nothing_is_lost(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bundle() -> Bundle:
-    return Bundle.open(find_bundle("street_small"))
+    return Bundle.named("street_small")
 
 
 def test_without_time_nothing_is_refined(bundle: Bundle) -> None:

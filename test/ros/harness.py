@@ -71,7 +71,7 @@ class FakePipeline:
     entropy_threshold = Pipeline.entropy_threshold
     max_refined_pixels = Pipeline.max_refined_pixels
 
-    def look(self, images: Sequence[np.ndarray]) -> list[Any]:
+    def run_dense(self, images: Sequence[np.ndarray]) -> list[Any]:
         self.batches.append(len(images))
         times = StageTimes({"dense": 10.0})
         return [SimpleNamespace(batch=len(images), times=times) for _ in images]

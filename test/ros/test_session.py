@@ -47,11 +47,11 @@ class TimedPipeline(FakePipeline):
         super().__init__()
         self._clock, self._cost = clock, PixelCost()
 
-    def look(self, images: Sequence[np.ndarray]) -> list[Any]:
+    def run_dense(self, images: Sequence[np.ndarray]) -> list[Any]:
         if any(image.shape[0] > 12 for image in images):
             raise ModelOutputError("too high")
         self._clock.pass_ms(DENSE_MS)
-        found = super().look(images)
+        found = super().run_dense(images)
         for each in found:
             each.times = StageTimes({"dense": DENSE_MS})
         return found

@@ -10,7 +10,6 @@ import pytest
 from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.cli import main
 from sparserefine_ros.evaluation.sparse_cases import SIZE, street_mask
-from sparserefine_ros.resources import find_bundle
 from sparserefine_ros.sparse.plan import build_plan
 from sparserefine_ros.zoo.costs import count_reference_refiner
 from sparserefine_ros.zoo.paper import FIVE_LEVELS, PAPER, SIX_LEVELS
@@ -61,7 +60,7 @@ def test_latencies_only_where_measured_at_full_size(table: dict[str, Any]) -> No
 
 
 def test_density_and_levels_change_the_refiners_macs() -> None:
-    bundle = Bundle.open(find_bundle("street_small"))
+    bundle = Bundle.named("street_small")
     macs = []
     for density, widths in ((0.034, SIX_LEVELS), (0.118, SIX_LEVELS), (0.118, FIVE_LEVELS)):
         plan = build_plan(street_mask(bundle, density, SIZE, 1).pixels, (1, *SIZE), len(widths))
