@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import gc
 import threading
 import time
@@ -242,3 +243,26 @@ def make_fake_node(stage: Stage, pipeline: FakePipeline, **parameters: Any) -> A
     """The same around a fake pipeline."""
     model = Model(pipeline.bundle, pipeline)
     return make_node(stage, lambda *_: model, **parameters)
+
+
+def picture_message(picture: np.ndarray, second: int = 1) -> Image:
+    height, width = picture.shape[:2]
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.header.frame_id = "camera_optical"
+    message.header.stamp.sec, message.header.stamp.nanosec = second, 123456789
+    message.data = array.array("B", picture.tobytes())
+    return message
+
+
+def exchange(peer: Peer, node: Any, message: Any, *outputs: str) -> list[Any]:
+    """Send one picture; return the message of each output."""
+    wait_until(lambda: peer.connected(node, outputs), f"connections of {outputs}")
+    before = {name: len(peer.received[name]) for name in outputs}
+    processed = node.counts.processed
+    peer.send(message)
+    wait_until(lambda: node.counts.processed == processed + 1, "the frame to be processed")
+    for name in outputs:
+        wait_until(
+            lambda name=name: len(peer.received[name]) > before[name], f"a message on {name}"
+        )
+    return [peer.received[name][-1] for name in outputs]
