@@ -15,18 +15,6 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / "launch" / "segment.launch.py"
-ARGUMENTS = {
-    "bundle",
-    "image",
-    "image_topics",
-    "camera_names",
-    "namespace",
-    "params_file",
-    "device",
-    "use_sim_time",
-    "rviz",
-    "log_level",
-}
 RECORDER = """#!{python}
 import json, pathlib, sys
 files = [sys.argv[i + 1] for i, text in enumerate(sys.argv) if text == "--params-file"]
@@ -101,14 +89,6 @@ def parameters(record: dict[str, Any]) -> dict[str, Any]:
 def remaps(record: dict[str, Any]) -> set[str]:
     words = record["arguments"]
     return {words[i + 1] for i, word in enumerate(words) if word == "-r"}
-
-
-def test_every_argument_has_a_description() -> None:
-    arguments = launch_description().get_launch_arguments()
-    assert {argument.name for argument in arguments} == ARGUMENTS
-    for argument in arguments:
-        assert ". " in f"{argument.description} ", f"{argument.name} needs a sentence"
-        assert argument.default_value is not None, f"{argument.name} must be optional"
 
 
 def test_without_arguments_the_node_s_own_defaults_count(records: dict[str, Path]) -> None:
