@@ -10,6 +10,8 @@ Included in another launch file, the node follows that file's namespaces (PushRO
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -136,7 +138,9 @@ def start(context: LaunchContext) -> list[Node]:
         executable="rviz2",
         arguments=["-d", installed("config", "segment.rviz")],
         parameters=[sim_time(given["use_sim_time"])] if given["use_sim_time"] else [],
-        remappings=rviz_remaps(namespace.rstrip("/"), given["image"], **cameras(given, file)),
+        remappings=rviz_remaps(
+            namespace.rstrip("/"), given["image"], **cameras(given, namespace, file)
+        ),
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
     # RViz first: where it is not installed that is an error, and nothing runs yet.
@@ -156,15 +160,39 @@ def read_list(name: str, text: str) -> list[str]:
     return value
 
 
-def cameras(given: dict[str, str], file: Path) -> dict[str, list[str]]:
+def cameras(given: dict[str, str], namespace: str, file: Path) -> dict[str, list[str]]:
     """Topics and names of several cameras, as given or else as in the file; empty for one."""
-    content = yaml.safe_load(file.read_text()) if given["params_file"] else None
     found: dict[str, list[str]] = {name: [] for name in LISTS}
-    for node, entries in (content or {}).items():
-        if node.rpartition("/")[2] in (NODE, "**"):
-            parameters = (entries or {}).get("ros__parameters") or {}
-            found |= {name: parameters[name] for name in LISTS if parameters.get(name)}
+    try:
+        content = yaml.safe_load(file.read_text()) if given["params_file"] else None
+    except (yaml.YAMLError, ValueError) as err:
+        raise ValueError(f"params_file: expected YAML in {file}: {err}") from err
+    for node, parameters in nodes_of(content):
+        if fits(node, f"{namespace.rstrip('/')}/{NODE}"):
+            lists = {name: parameters.get(name) for name in LISTS}
+            # An entry without text is a list that is not set.
+            found |= {
+                name: [text for text in value if text]
+                for name, value in lists.items()
+                if isinstance(value, list)
+            }
     return found | {name: read_list(name, given[name]) for name in LISTS if given[name]}
+
+
+def nodes_of(content: object, name: str = "") -> Iterator[tuple[str, dict[str, object]]]:
+    """Names of nodes in a file with parameters, which may be nested, and the parameters of each."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key != "ros__parameters":
+            yield from nodes_of(value, f"{name}/{str(key).strip('/')}")
+        elif isinstance(value, dict):
+            yield name, value
+
+
+def fits(pattern: str, node: str) -> bool:
+    """Whether a name of a file with parameters, * for one part and ** for any, is of a node."""
+    parts = {"*": "/[^/]+", "**": "(/[^/]+)*"}
+    expression = "".join(parts.get(each, f"/{re.escape(each)}") for each in pattern[1:].split("/"))
+    return re.fullmatch(expression, node) is not None
 
 
 def rviz_remaps(

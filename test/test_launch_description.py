@@ -107,20 +107,69 @@ def test_given_arguments_reach_the_node(launch_file: dict[str, Any], tmp_path: P
     assert ("/image", "/front/image") in rviz.remappings
 
 
-@pytest.mark.parametrize("node", ["/**", "segment", "/robot/segment"])
+@pytest.mark.parametrize(
+    ("namespace", "node"),
+    [
+        ("", "/**"),
+        ("", "/*"),
+        ("", "segment"),
+        ("robot", "/robot/segment"),
+        ("robot", "/**"),
+        ("robot", "robot/*"),
+        ("robot", "/**/segment"),
+    ],
+)
 def test_rviz_looks_at_the_cameras_of_the_file(
-    launch_file: dict[str, Any], tmp_path: Path, node: str
+    launch_file: dict[str, Any], tmp_path: Path, namespace: str, node: str
 ) -> None:
     own = tmp_path / "own.yaml"
     cameras = {"image_topics": ["/front/image", "/rear/image"], "camera_names": ["ahead", "back"]}
-    others = {"other": {"ros__parameters": {"image_topics": ["/else"]}}, "empty": None}
+    others = {
+        "other": {"ros__parameters": {"image_topics": ["/else"]}},
+        "/rear": {"segment": {"ros__parameters": {"image_topics": ["/else"]}}},
+        "empty": None,
+        3: {"ros__parameters": None},
+    }
     own.write_text(yaml.safe_dump({node: {"ros__parameters": cameras}, **others}))
-    rviz, _ = start(launch_file, params_file=str(own))
-    assert ("/segment/overlay", "/segment/ahead/overlay") in rviz.remappings
+    outputs = f"{namespace and '/'}{namespace}/segment/ahead/overlay"
+    rviz, _ = start(launch_file, params_file=str(own), namespace=namespace)
+    assert ("/segment/overlay", outputs) in rviz.remappings
     assert ("/image", "/front/image") in rviz.remappings
-    rviz, _ = start(launch_file, params_file=str(own), image_topics="/left/image,")
+    given = {"namespace": namespace, "image_topics": "/left/image,"}
+    rviz, _ = start(launch_file, params_file=str(own), **given)
     assert ("/image", "/left/image") in rviz.remappings
-    assert ("/segment/overlay", "/segment/ahead/overlay") in rviz.remappings
+    assert ("/segment/overlay", outputs) in rviz.remappings
+
+
+def test_cameras_of_another_node_are_not_looked_at(
+    launch_file: dict[str, Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    cameras = {"ros__parameters": {"image_topics": ["/else"]}}
+    own.write_text(yaml.safe_dump({"segment": cameras, "/rear": {"segment": cameras}}))
+    rviz, _ = start(launch_file, params_file=str(own), namespace="front", image="/image_raw")
+    assert ("/image", "/image_raw") in rviz.remappings
+
+
+def test_lists_that_are_not_set(launch_file: dict[str, Any]) -> None:
+    """As in the file that ships, which users copy."""
+    file = str(ROOT / "config" / "segment.yaml")
+    rviz, _ = start(launch_file, params_file=file, image="/camera/image")
+    assert ("/image", "/camera/image") in rviz.remappings
+    assert ("/segment/overlay", "/segment/overlay") in rviz.remappings
+
+
+@pytest.mark.parametrize("text", ["a: [", "[1, 2]", "segment: 3", "segment: {ros__parameters: 1}"])
+def test_a_file_that_is_none(launch_file: dict[str, Any], tmp_path: Path, text: str) -> None:
+    """The node says what is wrong with parameters; what is no YAML has no node."""
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    if text == "a: [":
+        with pytest.raises(ValueError, match=r"params_file: expected YAML in .*own\.yaml"):
+            start(launch_file, params_file=str(own))
+    else:
+        rviz, _ = start(launch_file, params_file=str(own))
+        assert ("/image", "/image") in rviz.remappings
 
 
 def test_the_files_named_are_installed(launch_file: dict[str, Any]) -> None:
