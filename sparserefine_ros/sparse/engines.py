@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol
 import torch
 from torch import Tensor
 
+from sparserefine_ros.dense.devices import find_gpu
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.sparse.compiled import CompiledUNet
@@ -131,7 +132,7 @@ def choose_engine(name: str, device: str = "cpu") -> str:
         device: that the weights are on, such as "cpu" or "cuda:0".
 
     Raises:
-        BackendError: no engine of that name.
+        BackendError: no engine or no device of that name.
     """
     if name == AUTO:
         kind = device.partition(":")[0]
@@ -150,7 +151,8 @@ def choose_engine(name: str, device: str = "cpu") -> str:
 
 def _multiplies_halves(gpu: str) -> bool:
     """Whether Triton takes the tensor cores of a GPU for them; one that is not there has them."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(gpu) >= (8, 0)
+    place = find_gpu(gpu)
+    return place is None or torch.cuda.get_device_capability(place) >= (8, 0)
 
 
 def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:

@@ -220,9 +220,16 @@ class TestAuto:
         self, capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(engines, "has_triton", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(engines, "find_gpu", torch.device)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         assert choose_engine("auto", "cuda:1") == chosen
+
+    def test_a_gpu_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What needs it tells so."""
+        monkeypatch.setattr(engines, "has_triton", lambda: True)
+        assert choose_engine("auto", "cuda:99") == "triton-float16"
+        with pytest.raises(BackendError, match="expected the GPU as cuda or cuda:N, got 'cuda:x'"):
+            choose_engine("auto", "cuda:x")
 
     def test_without_compiled_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engines, "compiled_kernels", lambda: None)
