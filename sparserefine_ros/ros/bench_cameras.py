@@ -185,12 +185,18 @@ def _run(
         wait_until_active(spinner, watcher.status, segment)
         watcher.process_id = segment.pid
         with start_node("sparserefine_ros.ros.bench_peer", parameters=sender, remaps={}) as peer:
-            if not spin_until(spinner, lambda: watcher.count("received") > 0, TIMEOUT_S, segment):
+            processes = (segment, peer)
+            if not spin_until(
+                spinner, lambda: watcher.count("received") > 0, TIMEOUT_S, *processes
+            ):
                 raise SparseRefineError(f"no frame reaches the node:\n{segment.log()}")
-            spin_for(spinner, seconds, segment, peer)
+            spin_for(spinner, seconds, *processes)
             watcher.sending = False
-            spin_for(spinner, _SETTLE_S, segment, peer)
-            spin_until(spinner, lambda: watcher.count("in_flight") == 0, TIMEOUT_S, segment, peer)
+            spin_for(spinner, _SETTLE_S, *processes)
+            if not spin_until(
+                spinner, lambda: watcher.count("in_flight") == 0, TIMEOUT_S, *processes
+            ):
+                raise SparseRefineError(f"the node does not answer:\n{segment.log()}")
     spinner.shutdown()
 
 

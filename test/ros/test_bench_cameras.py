@@ -7,12 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import sparserefine_ros.ros.bench_cameras as bench_cameras_module
 from sparserefine_ros.bundle import Bundle
+from sparserefine_ros.errors import SparseRefineError
 from sparserefine_ros.evaluation.measure import write_figures
 from sparserefine_ros.pipeline import PipelineOptions
 from sparserefine_ros.ros.bench_cameras import bench_cameras, resident_mb
 from sparserefine_ros.ros.bench_rim import SETS, bench_rim
+from sparserefine_ros.ros.processes import start_node
 from sparserefine_ros.ros.publishers import OUTPUTS
 
 
@@ -41,6 +47,18 @@ def test_every_frame_of_every_camera_is_accounted_for(tiny_bundle: Path, tmp_pat
     write_figures([figures], tmp_path / "figures.json")
     (read,) = json.loads((tmp_path / "figures.json").read_text())
     assert read["cameras"]["camera_1"]["sent"] == 30
+
+
+def test_a_sender_that_ends_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(module: str, **options: Any) -> Any:
+        return start_node(module.replace("bench_peer", "no_such_module"), **options)
+
+    monkeypatch.setattr(bench_cameras_module, "start_node", start)
+    options = PipelineOptions(threads=1)
+    with pytest.raises(SparseRefineError, match="no_such_module ended with exit code 1"):
+        bench_cameras(
+            Bundle.open(tiny_bundle), options, (60, 80), cameras=1, rate_hz=10.0, seconds=1.0
+        )
 
 
 def test_each_kind_of_message_is_timed() -> None:
