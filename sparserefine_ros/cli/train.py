@@ -32,6 +32,8 @@ def _train(options: argparse.Namespace) -> None:
     from sparserefine_ros.training.checkpoint import LAST
     from sparserefine_ros.training.processes import is_main_process
 
+    if options.resume and is_main_process() and not (options.out / LAST).exists():
+        print(f"{options.out} holds no run to resume: a new one begins", file=sys.stderr)
     try:
         bundle = _train_kind(options)
     except KeyboardInterrupt:

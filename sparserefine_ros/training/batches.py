@@ -59,7 +59,8 @@ def in_groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         # A process puts its traceback in front of what the error said.
         raise type(err)(str(err).rpartition(f"{type(err).__name__}: ")[2].strip()) from err
     except RuntimeError as err:
-        if "DataLoader worker" not in str(err):
+        # What an item raises names the process too, further on.
+        if not str(err).startswith("DataLoader worker"):
             raise
         raise SparseRefineError(
             "expected the processes that prepare the crops to live, one was killed, perhaps for "

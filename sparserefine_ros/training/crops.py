@@ -18,6 +18,7 @@ from sparserefine_ros.data.transforms import Augmentation
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.training.batches import EpochDataset
 from sparserefine_ros.training.cache import CachedItems, progress
+from sparserefine_ros.training.processes import is_main_process
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, TrainingRecipe
 
 # Relative difference of two factors that does not matter; sides are rounded.
@@ -43,17 +44,23 @@ def check_classes(recipe: TrainingRecipe, class_names: tuple[str, ...]) -> None:
             )
 
 
-def check_crop(taken: DenseInput, crop: tuple[int, int], picture: tuple[int, int]) -> None:
-    """Warn of crops, (H, W), that do not suit the pictures of a dense model.
+def check_crop(
+    taken: DenseInput, augmentation: AugmentationRecipe, picture: tuple[int, int]
+) -> None:
+    """Warn of crops that do not suit the validation pictures, (H, W), of a dense model.
 
     Where it sees both reduced differently, what learns from its mistakes on crops would meet others
-    on pictures; where crops are larger, what is beyond the picture is padding.
+    on pictures; where crops are larger than pictures ever get, the rest is padding.
     """
-    if crop[0] > picture[0] or crop[1] > picture[1]:
+    if not is_main_process():
+        return
+    crop, largest = augmentation.crop, augmentation.scale[1]
+    if any(side > largest * limit for side, limit in zip(crop, picture, strict=True)):
         _logger.warning(
-            "crops of %d x %d are larger than the pictures, %d x %d: the rest is padding, which "
-            "takes time; set augmentation.crop to [%d, %d] or less",
-            *crop, *picture, *picture,
+            "crops of %d x %d are larger than pictures like those of the validation, %d x %d, "
+            "enlarged %g times at most: the rest is padding, which takes time; set a smaller "
+            "augmentation.crop",
+            *crop, *picture, largest,
         )  # fmt: skip
     factors = []
     for size in (crop, picture):

@@ -68,7 +68,7 @@ class DenseTask:
         self._normaliser = Normaliser(self.input.normalisation)
         validation = open_dataset(recipe.validate_on, "val")
         height, width = validation[0].labels.shape
-        check_crop(self.input, recipe.augmentation.crop, (height, width))
+        check_crop(self.input, recipe.augmentation, (height, width))
         self._validation = CachedItems(validation.__getitem__, len(validation), label="validation")
         self._class_weights = self.crops.class_weights(len(self.classes), recipe.class_balance)
         if self.source is not None:

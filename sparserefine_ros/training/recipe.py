@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, Tag, field_validator
+from pydantic import Field, Tag, field_validator
 
 from sparserefine_ros.bundle_spec import (
     Blocks,
@@ -71,7 +71,7 @@ class Schedule(Record):
         weight_decay: AdamW's decoupled decay.
         warmup_epochs: linear rise to the peak.
         validate_every: epochs between validations.
-        gradient_clip: largest gradient norm.
+        gradient_clip: largest gradient norm; .inf leaves gradients as they are.
         average_decay: decay per step of the moving average of the weights; 0 averages nothing.
         workers: processes that prepare crops.
         bfloat16: mixed precision where the device multiplies bfloat16 itself, else float32.
@@ -85,7 +85,7 @@ class Schedule(Record):
     weight_decay: Annotated[float, Field(ge=0.0, le=1e3)] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 1.0
     validate_every: Count = 10
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = 1.0
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     bfloat16: bool = False

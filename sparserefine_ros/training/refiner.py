@@ -103,7 +103,7 @@ class RefinerTask:
         self._look = open_dense_stage(self.bundle, threads=threads_per_process())
         validation, whole = open_dataset(recipe.validate_on, "val"), open_selector(self.bundle)
         height, width = validation[0].labels.shape
-        check_crop(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
+        check_crop(bundle.spec.dense.input, recipe.augmentation, (height, width))
         self._validation = CachedItems(
             lambda index: self._select(validation[index], whole),
             len(validation),

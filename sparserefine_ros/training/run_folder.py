@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +13,6 @@ from sparserefine_ros.training.checkpoint import BEST, LAST
 from sparserefine_ros.training.log import LOG
 
 BUNDLE: Final = "bundle"
-
-_logger = logging.getLogger(__name__)
 
 
 def refuse_existing_run(folder: Path, *, resume: bool) -> None:
@@ -57,8 +54,6 @@ def prepare_run_folder(
                     f"expected a new folder or one of a run, got {folder} with {name}, which the "
                     "training would overwrite; delete it, or choose another folder"
                 )
-        if resume:
-            _logger.warning("%s holds no run to resume: a new one begins", folder)
     if bundle is not None and bundle.folder.resolve() == (folder / BUNDLE).resolve():
         raise ConfigurationError(
             f"expected another folder than that of the bundle trained for, which the trained one "

@@ -68,7 +68,7 @@ class SelectorTask:
         self.crops = AugmentedCrops(recipe.train, recipe.augmentation, seed=recipe.seed)
         validation = open_dataset(recipe.validate_on, "val")
         height, width = validation[0].labels.shape
-        check_crop(bundle.spec.dense.input, recipe.augmentation.crop, (height, width))
+        check_crop(bundle.spec.dense.input, recipe.augmentation, (height, width))
         self._validation = CachedItems(
             lambda index: self._look_at(validation[index]), len(validation), label="validation"
         )

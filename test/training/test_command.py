@@ -133,6 +133,13 @@ def test_one_command_leaves_a_bundle_that_runs(uninterrupted: Path) -> None:
     assert prediction.refined_pixels > 0
 
 
+def test_nothing_to_resume_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that was mistyped would train from the start unnoticed."""
+    out = tmp_path / "mistyped"
+    assert main(["train", "dense", "no.yaml", "--out", str(out), "--resume"]) == 1
+    assert f"{out} holds no run to resume: a new one begins" in capsys.readouterr().err
+
+
 def test_killed_in_the_middle_then_resumed(
     home: Path, uninterrupted: Path, package_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from sparserefine_ros.ablation.recipe import AblationRecipe
 from sparserefine_ros.configuration import Record, read_yaml
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe, SelectorRecipe
+from sparserefine_ros.training.recipe import DenseRecipe, RefinerRecipe, Schedule, SelectorRecipe
 
 FOLDER = Path(__file__).parents[2] / "config" / "recipes"
 KINDS: dict[str, type[Record]] = {
@@ -46,7 +47,7 @@ def test_recipe_is_read(name: str) -> None:
         ("augmentation", {"crop": [512, 100_000]}, "16384"),
         ("schedule", {"learning_rate": 1e300}, "1000"),
         ("schedule", {"workers": 10**9}, "256"),
-        ("schedule", {"gradient_clip": float("inf")}, "finite"),
+        ("schedule", {"gradient_clip": float("nan")}, "greater than 0"),
     ],
 )
 def test_values_that_cannot_be_meant(
@@ -57,3 +58,15 @@ def test_values_that_cannot_be_meant(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
     with pytest.raises(ConfigurationError, match=text):
         read_yaml(tmp_path / "recipe.yaml", RefinerRecipe, ConfigurationError)
+
+
+def test_a_clip_that_leaves_gradients_as_they_are(tmp_path: Path) -> None:
+    class OfSchedule(Record):
+        schedule: Schedule
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text("schedule: {epochs: 1, batch_size: 1, gradient_clip: .inf}")
+    assert read_yaml(path, OfSchedule, ConfigurationError).schedule.gradient_clip == math.inf
+    path.write_text("schedule: {epochs: 1, batch_size: 1, gradient_clip: .nan}")
+    with pytest.raises(ConfigurationError, match=r"gradient_clip: .*nan"):
+        read_yaml(path, OfSchedule, ConfigurationError)
