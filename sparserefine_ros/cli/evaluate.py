@@ -66,11 +66,12 @@ def _evaluate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     else:
         evaluation, gallery = _evaluate_data(options)
     print(format_table(evaluation))
+    # The report first: it takes scores that lie in its folder alone for something else.
+    if options.out:
+        print(f"report written to {write_report(evaluation, options.out, gallery)}")
     if options.json:
         write_json(evaluation, options.json)
         print(f"scores written to {options.json}")
-    if options.out:
-        print(f"report written to {write_report(evaluation, options.out, gallery)}")
 
 
 def _refuse_others(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

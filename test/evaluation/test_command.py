@@ -60,6 +60,13 @@ def test_parts_merged_equal_one_run(
     assert "No pictures were drawn" in (merged / "report.html").read_text()
 
 
+def test_scores_may_lie_in_the_report(folder: Path, tmp_path: Path) -> None:
+    how = ["--bundle", folder, "--data", DATA, "--limit", 1]
+    for _ in range(2):
+        assert run(*how, "--json", tmp_path / "scores.json", "--out", tmp_path) == 0
+        assert (tmp_path / "report.html").exists()
+
+
 def test_limit_takes_the_first_frames(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     assert run("--bundle", folder, "--data", DATA, "--limit", 2, "--json", path) == 0
