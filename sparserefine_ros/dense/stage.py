@@ -57,7 +57,7 @@ class DenseStage:
         self._segmenter, self._spec, self._max_batch = segmenter, spec, max_batch
 
     def __call__(self, image: NDArray[np.uint8]) -> DenseResult:
-        """Look at one picture, see `together`."""
+        """Look at one picture, see `run_batch`."""
         return self.run_batch([image])[0]
 
     def run_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[DenseResult]:

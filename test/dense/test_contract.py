@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparserefine_ros.bundle import Bundle
@@ -129,6 +130,10 @@ class TestKind:
         take(make_contract(tiny_bundle, stride=1), random_maps(CLASSES, *SIZE).abs())
         probabilities = make_contract(tiny_bundle, stride=1, kind="probabilities")
         take(probabilities, random_maps(CLASSES, *SIZE).softmax(1))
+        labels = (100.0 * random_maps(CLASSES, *(side // 2 for side in SIZE))).softmax(1)
+        enlarged = F.interpolate(labels, SIZE, mode="bicubic")
+        assert enlarged.amin() < -0.05
+        take(make_contract(tiny_bundle, stride=1, kind="probabilities"), enlarged)
         assert not caplog.messages
 
 
