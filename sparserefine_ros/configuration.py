@@ -40,6 +40,7 @@ def kind_or(default: str) -> Discriminator:
 
 # Values of a file, aliases written out.
 _MOST_VALUES: Final = 100_000
+_SPECIAL_KEYS: Final = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -54,12 +55,16 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping, whose keys must differ."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key!r} is given twice", problem_mark=node.value[place][0].start_mark
-                )
+        seen = set()
+        for key_node, _ in node.value:
+            # Those of a merge (<<) may be given again, and only scalars can be keys.
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag not in _SPECIAL_KEYS:
+                key = self.construct_object(key_node)
+                if key in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 

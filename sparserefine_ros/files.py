@@ -73,8 +73,14 @@ def write_text_whole(path: Path, text: str) -> None:
 
 def _target(path: Path) -> Path:
     """Where a symbolic link leads; a device or a pipe would be replaced by a file."""
-    real = path.resolve()
-    if real.exists() and not (real.is_file() or real.is_dir()):
+    try:
+        real = path.resolve()
+        special = real.exists() and not (real.is_file() or real.is_dir())
+    except OSError as err:
+        raise _cannot_write(path, err) from err
+    except (RuntimeError, ValueError) as err:  # links that lead to themselves, a NUL in the name
+        raise ConfigurationError(f"cannot write {path}: {err}; name another file") from err
+    if special:
         raise ConfigurationError(
             f"expected a plain file to write, {path} is a device or a pipe; name another file"
         )
@@ -112,8 +118,8 @@ def prepare_file(path: Path) -> None:
     """Make the folder of a file that will be written, before the work that fills it.
 
     Raises:
-        ConfigurationError: nothing can be written to the folder, or the name is of a folder, a
-            device or a pipe.
+        SparseRefineError: nothing can be written to the folder, or the name is of a folder, a
+            device or a pipe, or of what no file can be.
     """
     path = _target(path)
     prepare_folder(path.parent)

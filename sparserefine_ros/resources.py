@@ -60,10 +60,11 @@ def find_bundle(name_or_path: str) -> Path:
             return path
     except (OSError, ValueError) as err:  # a name that is too long, or holds a NUL
         raise ConfigurationError(f"expected a bundle folder, cannot look for it: {err}") from err
-    shipped = {folder.name: folder for folder in (share_folder() / "models").glob("*/")}
-    if name_or_path not in shipped:
+    models = (share_folder() / "models").iterdir()
+    shipped = {folder.name: folder for folder in models if folder.is_dir()}
+    if path.name not in shipped:
         raise ConfigurationError(
             f"expected a bundle folder or one of {', '.join(sorted(shipped))}, which ship with the "
             f"package, got {name_or_path!r}"
         )
-    return shipped[name_or_path]
+    return shipped[path.name]

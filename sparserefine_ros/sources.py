@@ -104,8 +104,10 @@ def open_source(spec: str | Path, unreadable: Unreadable | None = None) -> Frame
             return _open_folder(path, unreadable)
     except OSError as err:
         raise ImageError(f"cannot read {str(spec)!r}: {err.strerror}; check the path") from err
-    if not found or not path.is_file():
+    if not found:
         raise ImageError(f"expected {ACCEPTED}, but there is no file or folder {str(spec)!r}")
+    if not path.is_file():
+        raise ImageError(f"expected {ACCEPTED}, got {str(spec)!r}, which is a device or a pipe")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return VideoSource(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -272,7 +274,7 @@ def _open_folder(folder: Path, unreadable: Unreadable | None) -> ImageSource:
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not path.name.startswith(".")
-        and path.is_file()
+        and (path.is_file() or not path.exists())  # links that lead nowhere are told of
     ]
     if not paths:
         raise ImageError(

@@ -28,6 +28,13 @@ def test_what_programs_write_is_read() -> None:
     assert load_yaml(yaml.safe_dump(value)) == value
 
 
+def test_merges_are_read() -> None:
+    text = "a: &a {x: 1, y: 0}\nb: &b {z: 3}\nc: {<<: *a, <<: *b, y: 2}\nd: {<<: [*a, *b]}"
+    content = load_yaml(text)
+    assert content["c"] == {"x": 1, "y": 2, "z": 3}
+    assert content["d"] == {"x": 1, "y": 0, "z": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -50,6 +50,20 @@ def test_devices_and_pipes_are_no_place(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("name", [300 * "x", "a\0b", "loop", "file/below"])
+def test_what_no_file_can_be(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    path = tmp_path / name
+    for write in (
+        lambda: write_whole(path, b"1"),
+        lambda: prepare_file(path),
+        lambda: whole_file(path).__enter__(),
+    ):
+        with pytest.raises(SparseRefineError, match=r"cannot write|can be written to"):
+            write()
+
+
 def test_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     target, link = tmp_path / "real" / "file.json", tmp_path / "link.json"

@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 def test_the_source_tree_comes_first() -> None:
     assert share_folder() == ROOT
     assert find_bundle("street_small") == ROOT / "models" / "street_small"
+    assert (
+        find_bundle("street_small/")
+        == find_bundle("./street_small")
+        == share_folder() / ("models/street_small")
+    )
     assert find_bundle("no/such_bundle") == Path("no/such_bundle")
     with pytest.raises(ConfigurationError, match="one of street_large, street_small, which ship"):
         find_bundle("no_such_bundle")

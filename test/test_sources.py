@@ -141,7 +141,7 @@ class TestFolders:
     def test_a_pipe_is_no_picture(self, tmp_path: Path) -> None:
         """Opening one waits for a writer."""
         os.mkfifo(tmp_path / "pipe.png")
-        with pytest.raises(ImageError, match="expected an image file, a folder"):
+        with pytest.raises(ImageError, match=r"pipe\.png', which is a device or a pipe"):
             open_source(tmp_path / "pipe.png")
         with pytest.raises(ImageError, match="found none in"):
             open_source(tmp_path)
@@ -154,6 +154,12 @@ class TestFolders:
         assert next(frames).name == "a"
         with pytest.raises(ImageError, match=r"b\.png"):
             next(frames)
+
+    def test_a_link_that_leads_nowhere_is_told(self, tmp_path: Path) -> None:
+        write(tmp_path / "b.png", quarters())
+        (tmp_path / "a.png").symlink_to(tmp_path / "nothing.png")
+        with pytest.raises(ImageError, match=r"a\.png"):
+            next(iter(open_source(tmp_path)))
 
     def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "inner").mkdir()
