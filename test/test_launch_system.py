@@ -32,7 +32,7 @@ from sensor_msgs.msg import Image
 
 try:
     get_package_prefix("sparserefine_ros")
-except PackageNotFoundError:
+except (PackageNotFoundError, OSError):  # OSError: no environment of ROS is sourced
     pytest.skip("sparserefine_ros is not installed for ROS", allow_module_level=True)
 
 LAUNCH_FILE = Path(__file__).parents[1] / "launch" / "segment.launch.py"
