@@ -20,7 +20,6 @@ from sparserefine_ros.weights import save_weights
 pytestmark = pytest.mark.usefixtures("engine")
 
 WEIGHTS = "refiner.safetensors"
-MEAN, STD = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
 
 
 def reseal(folder: Path, **changes: object) -> Bundle:

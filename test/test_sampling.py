@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DIGEST, make_tiny_bundle
+from conftest import NO_DIGEST
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from torch import Tensor
 
-from sparserefine_ros.bundle import BUNDLE_FILE, Bundle, seal_bundle, sealed
 from sparserefine_ros.bundle_spec import FileSpec, UNetRefinerSpec
-from sparserefine_ros.configuration import write_yaml
 from sparserefine_ros.records import DenseOutput
 from sparserefine_ros.sampling import FeatureSampler, SelectedBlocks
 from sparserefine_ros.selection import selection_from_mask
@@ -22,27 +16,6 @@ pytestmark = pytest.mark.usefixtures("engine")
 
 WEIGHTS = "refiner.safetensors"
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
-
-
-def reseal(folder: Path, **changes: object) -> Bundle:
-    """Change fields of the refiner section and correct the digests, as a user's edit would."""
-    spec = Bundle.open(folder).spec
-    assert spec.refiner is not None
-    spec = spec.model_copy(update={"refiner": spec.refiner.model_copy(update=changes)})
-    write_yaml(folder / BUNDLE_FILE, sealed(spec, folder), heading="changed")
-    return Bundle.open(folder)
-
-
-def with_weights(folder: Path, weights: dict[str, Tensor]) -> Bundle:
-    """The bundle with other weights and the right digest for them."""
-    save_file(weights, folder / WEIGHTS)
-    return seal_bundle(folder)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle that the test may change."""
-    return make_tiny_bundle(tmp_path / "tiny")
 
 
 class TestSampling:

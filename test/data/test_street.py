@@ -6,7 +6,7 @@ import pytest
 
 from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 
-POLE, CAR = CLASS_NAMES.index("pole"), CLASS_NAMES.index("car")
+POLE = CLASS_NAMES.index("pole")
 SEEDS = range(40, 48)
 
 

@@ -4,23 +4,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from training.refining import (
-    BIAS,
     CLASSES,
-    MEAN,
-    STD,
     THRESHOLD,
-    WEIGHT,
     hand_written,
     make_recipe,
     make_schedule,
@@ -58,28 +50,6 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> str:
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A foreign ONNX model made a bundle by a hand-written description alone."""
     return hand_written(tmp_path_factory.mktemp("third-party"), scale=0.5)
-
-
-def dense_logits_at_full_size(image: NDArray[np.uint8]) -> Tensor:
-    """float64 [C, H, W], from the foreign model's formula."""
-    full = image.shape[:2]
-    low = [max(1, round(side * 0.5)) for side in full]
-    small = cv2.resize(image, (low[1], low[0]), interpolation=cv2.INTER_AREA)
-    logits = np.einsum("ci,hwi->chw", WEIGHT.astype(np.float64), (small - MEAN) / STD)
-    logits += BIAS[:, None, None]
-    rows = [y * low[0] // full[0] for y in range(full[0])]
-    columns = [x * low[1] // full[1] for x in range(full[1])]
-    return torch.from_numpy(logits[:, rows][:, :, columns])
-
-
-def remembering(function: Callable[..., Tensor], seen: list[Tensor]) -> Callable[..., Tensor]:
-    """The function, whose results are kept too."""
-
-    def call(*args: Any) -> Tensor:
-        seen.append(function(*args))
-        return seen[-1]
-
-    return call
 
 
 def naive_miou(bundle: Bundle, data: str) -> float:

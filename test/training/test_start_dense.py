@@ -56,11 +56,6 @@ def make_recipe(**changes: Any) -> DenseRecipe:
     return DenseRecipe(**{**fields, **changes})
 
 
-def renamed(*, drop: int = 0) -> tuple[ClassSpec, ...]:
-    names = [f"other_{name}" for name in CLASS_NAMES[drop:]]
-    return tuple(ClassSpec(name=name, colour=(0, 0, 0)) for name in names)
-
-
 def random_network(recipe: DenseRecipe, classes: int = len(CLASS_NAMES)) -> LadderNet:
     network = build_network(recipe, classes)
     random_statistics(network)
