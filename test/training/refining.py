@@ -6,31 +6,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from conftest import write_pointwise_onnx
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.bundle_spec import EntropySelectorSpec, UNetSpec
-from sparserefine_ros.data.street import CLASS_NAMES
+from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
 from sparserefine_ros.training.recipe import AugmentationRecipe, DataSource, RefinerRecipe, Schedule
 
 CLASSES = len(CLASS_NAMES)
-
-
 THRESHOLD = 1.2
-
-
 WEIGHT = np.random.default_rng(5).normal(0, 1.5, (CLASSES, 3)).astype(np.float32)
-
-
 BIAS = np.random.default_rng(6).normal(0, 0.5, CLASSES).astype(np.float32)
-
-
 MEAN = np.array([123.675, 116.28, 103.53])
-
-
 STD = np.array([58.395, 57.12, 57.375])
+
+
+def write_camvid(root: Path) -> str:
+    """Four street scenes in CamVid's layout, as text form of a data set."""
+    for split, seeds in (("train", (1, 2)), ("val", (3, 4))):
+        for folder in ("images", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for seed in seeds:
+            frame = StreetScene(seed).render(0.0, height=48, width=64)
+            cv2.imwrite(str(root / split / "images" / f"{seed}.jpg"), frame.image[:, :, ::-1])
+            cv2.imwrite(str(root / split / "labels" / f"{seed}.png"), frame.labels)
+    return f"camvid:{root}"
 
 
 def hand_written(folder: Path, *, scale: float, names: tuple[str, ...] = CLASS_NAMES) -> Bundle:

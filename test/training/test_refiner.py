@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from training.refining import (
     hand_written,
     make_recipe,
     make_schedule,
+    write_camvid,
 )
 
 from sparserefine_ros.bundle import Bundle
@@ -34,16 +34,7 @@ from sparserefine_ros.training.refiner import RefinerTask, train_refiner
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four street scenes in CamVid's layout, as text form of a data set."""
-    root = tmp_path_factory.mktemp("camvid")
-    for split, seeds in (("train", (1, 2)), ("val", (3, 4))):
-        for folder in ("images", "labels"):
-            (root / split / folder).mkdir(parents=True)
-        for seed in seeds:
-            frame = StreetScene(seed).render(0.0, height=48, width=64)
-            cv2.imwrite(str(root / split / "images" / f"{seed}.jpg"), frame.image[:, :, ::-1])
-            cv2.imwrite(str(root / split / "labels" / f"{seed}.png"), frame.labels)
-    return f"camvid:{root}"
+    return write_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,22 @@ from oracle import DenseUNet, grid_to_rows
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
-from training.refining import BIAS, CLASSES, MEAN, STD, THRESHOLD, WEIGHT, hand_written, make_recipe
+from training.refining import (
+    BIAS,
+    CLASSES,
+    MEAN,
+    STD,
+    THRESHOLD,
+    WEIGHT,
+    hand_written,
+    make_recipe,
+    write_camvid,
+)
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
 from sparserefine_ros.bundle_spec import EntropySelectorSpec
 from sparserefine_ros.data.datasets import Sample, open_dataset
-from sparserefine_ros.data.street import CLASS_NAMES, StreetScene
+from sparserefine_ros.data.street import CLASS_NAMES
 from sparserefine_ros.errors import ConfigurationError
 from sparserefine_ros.selectors import SelectorNet
 from sparserefine_ros.training import cache
@@ -37,16 +47,7 @@ from sparserefine_ros.weights import save_weights
 
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four street scenes in CamVid's layout, as text form of a data set."""
-    root = tmp_path_factory.mktemp("camvid")
-    for split, seeds in (("train", (1, 2)), ("val", (3, 4))):
-        for folder in ("images", "labels"):
-            (root / split / folder).mkdir(parents=True)
-        for seed in seeds:
-            frame = StreetScene(seed).render(0.0, height=48, width=64)
-            cv2.imwrite(str(root / split / "images" / f"{seed}.jpg"), frame.image[:, :, ::-1])
-            cv2.imwrite(str(root / split / "labels" / f"{seed}.png"), frame.labels)
-    return f"camvid:{root}"
+    return write_camvid(tmp_path_factory.mktemp("camvid"))
 
 
 @pytest.fixture(scope="module")
