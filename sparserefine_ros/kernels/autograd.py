@@ -8,12 +8,20 @@ Everything is float32. A missing link is row N.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from sparserefine_ros.kernels.convolution import Convolver, Weights, pad_channels, padded, zeros
+from sparserefine_ros.kernels.convolution import (
+    Convolution,
+    Convolver,
+    Weights,
+    pad_channels,
+    padded,
+    zeros,
+)
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.plan import Gather
 
@@ -40,24 +48,31 @@ class _WeightGradient(ctypes.Structure):
     ]
 
 
-def convolve_gather(
-    kernels: Kernels, features: Tensor, weights: Weights, gather: Gather, out: Tensor
+def convolve_gathers(
+    kernels: Kernels,
+    features: Tensor,
+    gathers: Sequence[tuple[Gather, Weights]],
+    out: Tensor,
 ) -> None:
-    """Write a gather's output rows.
+    """Write the output rows of gathers.
 
     Args:
         kernels: as `compiled_kernels` returns.
         features: [N, I], contiguous.
-        weights: the kernel's taps of this gather.
-        gather: M output rows.
-        out: [outputs, padded(O)]; only the gather's rows are written.
+        gathers: with the kernel's taps of each.
+        out: [outputs, padded(O)].
     """
     Convolver(kernels, torch.get_num_threads()).convolve(
-        [(features, gather.table, weights)],
-        gather.table.shape[0],
-        out.shape[1],
-        raw=out,
-        rows=gather.rows,
+        *(
+            Convolution(
+                [(features, gather.table, weights)],
+                gather.table.shape[0],
+                out.shape[1],
+                raw=out,
+                rows=gather.rows,
+            )
+            for gather, weights in gathers
+        )
     )
 
 

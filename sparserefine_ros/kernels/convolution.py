@@ -11,17 +11,18 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparserefine_ros.kernels.library import Kernels
+from sparserefine_ros.kernels.library import Kernels, integer
 
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
+_MOST_SOURCES_IN_QUADS: Final = 4
 
 # Where `tiles.h` evaluates polynomials, beside infinity.
 _POINTS: Final = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -44,24 +45,35 @@ class Weights:
         words: float32, or pairs of bfloat16 seen as float32; see `SrSource` in `convolve.h`.
         channels: words per tap and output.
         dtype: float32 or bfloat16, which the features have too.
+        quads: whether the last 16 outputs are laid out for `quads.h`.
         winograd: whether they are transformed, for whole tiles; see `winograd.h`.
     """
 
     words: Tensor
     channels: int
     dtype: torch.dtype
+    quads: bool = False
     winograd: bool = False
 
     @classmethod
     def pack(cls, values: Tensor, kernels: Kernels, dtype: torch.dtype = torch.float32) -> Weights:
         """From weights [T, I, O], for the library that will read them."""
-        values = pad_channels(values)
-        if dtype == torch.bfloat16:
-            taps, inputs, outputs = values.shape
-            pairs = F.pad(values, (0, 0, 0, inputs % 2)).view(taps, -1, 2, outputs)
-            values = pairs.to(dtype).transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
-        blocks = [block.flatten() for block in torch.split(values, kernels.block, 2)]
-        return cls(torch.cat(blocks), values.shape[1], dtype)
+        words = _words(pad_channels(values), dtype)
+        *blocks, last = torch.split(words, kernels.block, 2)
+        quads = kernels.quad_words > 0 and last.shape[2] == LANES
+        quads = quads and last.shape[1] % kernels.quad_words == 0
+        if quads:
+            last = last.reshape(last.shape[0], -1, 2, 4, 4, 4).permute(0, 1, 3, 4, 2, 5)
+        packed = torch.cat([block.flatten() for block in (*blocks, last)])
+        return cls(packed, words.shape[1], dtype, quads)
+
+    @classmethod
+    def pack_padded(cls, values: Tensor, kernels: Kernels, dtype: torch.dtype) -> Weights:
+        """From weights [T, I, O], for features with zeros up to whole vectors."""
+        inputs = values.shape[1]
+        if padded(values.shape[2]) % kernels.block == LANES:
+            values = F.pad(values.detach(), (0, 0, 0, padded(inputs) - inputs))
+        return cls.pack(values, kernels, dtype)
 
     @classmethod
     def pack_winograd(cls, values: Tensor, kernels: Kernels) -> Weights:
@@ -71,7 +83,17 @@ class Weights:
         grid = grid.view(3, 3, *grid.shape[1:])
         matrix = _winograd_matrix()
         taps = torch.einsum("ac,bd,cdio->abio", matrix, matrix, grid).flatten(0, 1)
-        return replace(cls.pack(taps, kernels), winograd=True)
+        blocks = [block.flatten() for block in torch.split(pad_channels(taps), kernels.block, 2)]
+        return cls(torch.cat(blocks), taps.shape[1], torch.float32, winograd=True)
+
+
+def _words(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 [T, I, O] -> [T, words, O]: as they are, or pairs of bfloat16 inputs."""
+    if dtype != torch.bfloat16:
+        return values
+    taps, inputs, outputs = values.shape
+    pairs = F.pad(values, (0, 0, 0, inputs % 2)).view(taps, -1, 2, outputs)
+    return pairs.to(dtype).transpose(2, 3).contiguous().view(torch.float32).squeeze(3)
 
 
 # Features, their table int32 [count, T] (None: row by row) and weights.
@@ -85,6 +107,36 @@ class Activation:
     scale: Tensor
     shift: Tensor
     dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What is summed over, and where the sums go.
+
+    Attributes:
+        sources: their weights are packed alike.
+        count: output rows.
+        outputs: output channels.
+        raw: where to write the sums, float32 or bfloat16.
+        into: where to write the activated sums, at most two.
+        bias: [pitch].
+        residual: float32, added to the sums; may be `raw`.
+        rows: int64 [count], output rows; None for all in order.
+        tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
+    """
+
+    sources: Sequence[Source]
+    count: int
+    outputs: int
+    raw: Tensor | None = None
+    into: Sequence[tuple[Tensor, Activation]] = ()
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    rows: Tensor | None = None
+    tiles: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert self.tiles is not None or not any(part.winograd for *_, part in self.sources)
 
 
 class _Source(ctypes.Structure):
@@ -128,6 +180,7 @@ class _Convolution(ctypes.Structure):
         ("tile_count", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
+        ("quads", ctypes.c_int64),
         ("threads", ctypes.c_int64),
     ]
 
@@ -173,52 +226,35 @@ class Convolver:
             self._slots[slot, depth] = storage
         return storage[:size].view(count, pitch)
 
-    def convolve(
-        self,
-        sources: Sequence[Source],
-        count: int,
-        outputs: int,
-        *,
-        raw: Tensor | None = None,
-        into: Sequence[tuple[Tensor, Activation]] = (),
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        rows: Tensor | None = None,
-        tiles: Tensor | None = None,
-    ) -> None:
+    def convolve(self, *parts: Convolution, then: Convolution | None = None) -> None:
         """One call of the kernel.
 
         Args:
-            sources: what is summed over.
-            count: output rows.
-            outputs: output channels.
-            raw: where to write the sums, float32 or bfloat16.
-            into: where to write the activated sums, at most two.
-            bias: [pitch].
-            residual: float32, added to the sums; may be `raw`.
-            rows: int64 [count], output rows; None for all in order.
-            tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
+            parts: one, or several that share the rows of their output among them, in ascending
+                order each.
+            then: of each row by itself, on what the parts write.
         """
-        assert tiles is not None or not any(weights.winograd for *_, weights in sources)
-        listed = (_Source * len(sources))(
-            *(_describe(features, table, weights) for features, table, weights in sources)
-        )
+        calls = (_Convolution * len(parts))(*(self._call(part) for part in parts))
+        last = None if then is None else ctypes.byref(self._call(then))
+        self._kernels.call.sr_convolve(calls, integer(len(parts)), last)
+
+    def _call(self, c: Convolution) -> _Convolution:
+        sources = (_Source * len(c.sources))(*(_describe(*source) for source in c.sources))
         activations = (_Activation * _MOST_ACTIVATIONS)(
             *(
                 _Activation(
                     x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1],
                     n.dtype == torch.bfloat16,
                 )
-                for x, n in into
+                for x, n in c.into
             )
         )  # fmt: skip
-        call = _Convolution(
-            listed, len(sources), _pointer(bias), _pointer(residual), _pitch(residual),
-            _pointer(raw), _pitch(raw), _is_bfloat16(raw), activations, _pointer(rows),
-            _pointer(tiles), 0 if tiles is None else tiles.shape[0], count, padded(outputs),
-            self._threads,
+        return _Convolution(
+            sources, len(sources), _pointer(c.bias), _pointer(c.residual), _pitch(c.residual),
+            _pointer(c.raw), _pitch(c.raw), _is_bfloat16(c.raw), activations, _pointer(c.rows),
+            _pointer(c.tiles), 0 if c.tiles is None else c.tiles.shape[0], c.count,
+            padded(c.outputs), _are_in_quads(c.sources), self._threads,
         )  # fmt: skip
-        self._kernels.call.sr_convolve(ctypes.byref(call))
 
 
 def _describe(features: Tensor, table: Tensor | None, weights: Weights) -> _Source:
@@ -241,6 +277,14 @@ def zeros(channels: int) -> Tensor:
     if channels not in _zeros:
         _zeros.setdefault(channels, torch.zeros(channels))
     return _zeros[channels]
+
+
+def _are_in_quads(sources: Sequence[Source]) -> bool:
+    """Those that are not Winograd's."""
+    kinds = {(part.quads, part.dtype) for *_, part in sources if not part.winograd}
+    quads = any(quads for quads, _ in kinds)
+    assert not quads or (len(kinds) == 1 and len(sources) <= _MOST_SOURCES_IN_QUADS)
+    return quads
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

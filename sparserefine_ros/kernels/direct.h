@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sparse convolution tap by tap, over chunks of rows. Where many links are missing, each tap works on
+// Sparse convolution over chunks of rows. Where many links are missing, each tap works on
 // the rows only that have one.
 
 #pragma once
@@ -10,7 +10,6 @@
 
 namespace sr {
 
-constexpr int64_t MOST_TAPS = 9;
 
 // The rows of a chunk that have a link, tap by tap.
 class Links {
@@ -64,7 +63,7 @@ struct DirectChunk {
 
   template <int WIDTH>
   void run(int64_t column) const {
-    if (!links) return convolve_columns<WIDTH>(c, rows, column, sums, false);
+    if (!links || (WIDTH == 1 && c.quads)) return convolve_columns<WIDTH>(c, rows, column, sums, false);
     for (int64_t i = 0; i < rows.count; ++i)
       for (int v = 0; v < WIDTH; ++v)
         store(sums + (i * WIDTH + v) * LANES, bias(c, column + v * LANES));
@@ -115,22 +114,47 @@ struct DirectChunk {
   }
 };
 
-static void convolve_directly(const SrConvolution &c) {
-  if (c.count == 0) return;
+// `sums` have room for a chunk.
+static void convolve_chunk(const SrConvolution &c, const Rows &rows, float *sums) {
+  Links links;
+  const bool narrow = c.quads && c.outputs == LANES;
+  const bool linked = !narrow && links.find(c, rows.begin, rows.count);
+  by_columns(0, c.outputs, DirectChunk{c, rows, linked ? &links : nullptr, sums});
+}
+
+// Which of the rows listed by a convolution are some rows of the output. (Where it lists none, there
+// is no list either.)
+static Rows rows_within(const SrConvolution &c, int64_t begin, int64_t end) {
+  if (c.count == 0) return {nullptr, 0, 0};
+  const int64_t *const first = std::lower_bound(c.rows, c.rows + c.count, begin);
+  return {nullptr, first - c.rows, std::lower_bound(first, c.rows + c.count, end) - first};
+}
+
+// Several convolutions that share the rows of an output among them, in ascending order each, and one
+// of each row by itself on what they wrote (null for none). All work on a chunk of rows while it is
+// in the cache.
+static void convolve_directly(const SrConvolution *parts, int64_t part_count,
+                              const SrConvolution *then) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < part_count; ++i) count += parts[i].count;
+  if (count == 0) return;
   // A few chunks are made of one size, as many for each thread.
   constexpr int64_t FEW = 8;
-  const int64_t turns = (c.count + CHUNK * c.threads - 1) / (CHUNK * c.threads);
-  const int64_t even = (c.count + turns * c.threads - 1) / (turns * c.threads);
+  const int64_t threads = parts->threads;
+  const int64_t turns = (count + CHUNK * threads - 1) / (CHUNK * threads);
+  const int64_t even = (count + turns * threads - 1) / (turns * threads);
   const int64_t size = turns > FEW ? CHUNK : (even + STEP - 1) / STEP * STEP;
-  const int64_t chunks = (c.count + size - 1) / size;
-#pragma omp parallel for schedule(dynamic) num_threads(c.threads) if (chunks > 1)
+  const int64_t chunks = (count + size - 1) / size;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (chunks > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * size, left = c.count - begin;
-    const Rows rows{nullptr, begin, left < size ? left : size};
+    const int64_t begin = chunk * size, end = std::min(begin + size, count);
     alignas(64) float sums[sums_size(CHUNK)];
-    Links links;
-    const bool linked = links.find(c, begin, rows.count);
-    by_columns(0, c.outputs, DirectChunk{c, rows, linked ? &links : nullptr, sums});
+    for (int64_t i = 0; i < part_count; ++i) {
+      const bool all = part_count == 1;
+      const Rows rows = all ? Rows{nullptr, begin, end - begin} : rows_within(parts[i], begin, end);
+      if (rows.count) convolve_chunk(parts[i], rows, sums);
+    }
+    if (then) convolve_chunk(*then, {nullptr, begin, end - begin}, sums);
   }
 }
 

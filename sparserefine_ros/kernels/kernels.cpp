@@ -8,7 +8,7 @@
 #include "winograd.h"
 
 // Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
-constexpr int64_t kInterface = 5;
+constexpr int64_t kInterface = 6;
 
 extern "C" {
 
@@ -16,7 +16,17 @@ int64_t sr_interface() { return kInterface; }
 
 int64_t sr_block() { return sr::BLOCK; }
 
-void sr_convolve(const SrConvolution *convolution) { sr::convolve(*convolution); }
+int64_t sr_quad_words() {
+#ifdef __AVX512F__
+  return sr::QUAD_WORDS;
+#else
+  return 0;
+#endif
+}
+
+void sr_convolve(const SrConvolution *parts, int64_t part_count, const SrConvolution *then) {
+  sr::convolve(parts, part_count, then);
+}
 
 void sr_weight_gradient(const SrWeightGradient *gradient) { sr::weight_gradient(*gradient); }
 

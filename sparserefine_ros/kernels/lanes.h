@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -39,17 +39,35 @@ static inline void store(float *to, Lanes value) { std::memcpy(to, &value, sizeo
 static inline Lanes broadcast(float value) { return Lanes{} + value; }
 
 // NaN where `a` is NaN; NaN in `b` is passed over.
-static inline Lanes maximum(Lanes a, Lanes b) { return b > a ? b : a; }
+static inline Lanes maximum(Lanes a, Lanes b) {
+#ifdef __AVX512F__
+  return (Lanes)_mm512_max_ps((__m512)b, (__m512)a);
+#else
+  return b > a ? b : a;
+#endif
+}
 
 // sum + weight * input, lane by lane. PAIRS: all words are two bfloat16, the lower channel in the
 // lower half, and both products are added.
+template <bool PAIRS>
+static inline Lanes multiply_add(Lanes sum, Lanes weight, Lanes input) {
+  if constexpr (!PAIRS) return sum + weight * input;
+#ifdef __AVX512BF16__
+  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)input);
+#else
+  const IntLanes w = (IntLanes)weight, x = (IntLanes)input, upper = IntLanes{} + int32_t(0xffff0000);
+  return sum + (Lanes)(w << 16) * (Lanes)(x << 16) + (Lanes)(w & upper) * (Lanes)(x & upper);
+#endif
+}
+
+// The same with one word for all lanes.
 template <bool PAIRS>
 static inline Lanes multiply_add(Lanes sum, Lanes weight, const float *input) {
   if constexpr (!PAIRS) return sum + weight * *input;
 #ifdef __AVX512BF16__
   int32_t word;
   std::memcpy(&word, input, sizeof word);
-  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(word));
+  return multiply_add<PAIRS>(sum, weight, (Lanes)_mm512_set1_epi32(word));
 #else
   IntLanes words;
   uint32_t word;

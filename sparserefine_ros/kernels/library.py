@@ -26,7 +26,7 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 5
+_INTERFACE: Final = 6
 
 _BFLOAT16: Final = "_x86_64_v4_bf16"
 
@@ -48,6 +48,8 @@ class Kernels:
         name: instruction set, for logs and diagnostics.
         has_bfloat16: whether they multiply bfloat16 in one instruction.
         block: output channels whose weights lie side by side, `BLOCK` in `convolve.h`.
+        quad_words: words of a row that are multiplied together where 16 outputs are left, which are
+            laid out in quads then, `QUAD_WORDS` in `quads.h`; 0 for kernels without.
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.
 
     Raises:
@@ -73,6 +75,7 @@ class Kernels:
             )
         for function in (
             "sr_block",
+            "sr_quad_words",
             "sr_tiles",
             "sr_strided_sites",
             "sr_up_table",
@@ -80,6 +83,7 @@ class Kernels:
         ):
             getattr(self.call, function).restype = ctypes.c_int64
         self.block: int = self.call.sr_block()
+        self.quad_words: int = self.call.sr_quad_words()
 
 
 @functools.cache

@@ -106,7 +106,7 @@ struct WinogradChunk {
   // Asks for the memory that the columns will be written to, so that it is there in time. (Rows of
   // the output are sites: `c.rows` is null.)
   template <int WIDTH>
-  void prefetch(int64_t column) const {
+  __attribute__((always_inline)) void prefetch(int64_t column) const {
     const auto ask = [&](const void *to, bool bfloat16, int64_t first) {
       const int64_t size = bfloat16 ? 2 : 4;
       const char *at = static_cast<const char *>(to) + (first + column) * size;
@@ -261,11 +261,12 @@ static void convolve_by_tiles(const SrConvolution &c) {
   }
 }
 
-static void convolve(const SrConvolution &c) {
-  if (c.tiles && c.tile_count)
-    convolve_by_tiles(c);
-  else
-    convolve_directly(c);
+// See `convolve_directly`.
+static void convolve(const SrConvolution *parts, int64_t part_count, const SrConvolution *then) {
+  if (part_count > 1 || !parts->tiles || !parts->tile_count)
+    return convolve_directly(parts, part_count, then);
+  convolve_by_tiles(*parts);
+  if (then) convolve_directly(then, 1, nullptr);
 }
 
 }  // namespace sr

@@ -18,15 +18,16 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sparserefine_ros.kernels.convolution import (
     Activation,
+    Convolution,
     Convolver,
     Source,
     Weights,
@@ -58,10 +59,10 @@ class _Form:
     dtype: torch.dtype
 
     def pack(self, values: Tensor) -> Weights:
-        return Weights.pack(values, self.kernels, self.dtype)
+        return Weights.pack_padded(values, self.kernels, self.dtype)
 
     def pack_float32(self, values: Tensor) -> Weights:
-        return Weights.pack(values, self.kernels)
+        return Weights.pack_padded(values, self.kernels, torch.float32)
 
     def pack_same(self, parts: Sequence[Tensor]) -> _Same:
         """Of a 3x3 convolution within a level, [9, I, O] for each part of its inputs."""
@@ -124,6 +125,7 @@ class _Sites:
         outputs: int,
         *,
         beside: Sequence[Source] = (),
+        then: Convolution | None = None,
         **results: Any,
     ) -> None:
         """A 3x3 convolution within the level; `beside` adds to its sums."""
@@ -131,7 +133,12 @@ class _Sites:
         parts = weights.direct if tiles is None else weights.winograd
         assert parts is not None
         sources = [(x, self.table, part) for x, part in zip(inputs, parts, strict=True)]
-        run.convolve([*sources, *beside], self.count, outputs, tiles=tiles, **results)
+        convolution = Convolution([*sources, *beside], self.count, outputs, tiles=tiles, **results)
+        run.convolve(convolution, then=then)
+
+
+# What comes after a level, of each site by itself, on its activated output.
+_Classify: TypeAlias = Callable[[Tensor], Convolution]
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,7 @@ class _Block:
         depth: int,
         norms: Sequence[Activation],
         keep: torch.dtype | None,
+        then: _Classify | None = None,
     ) -> _Stream:
         """Raw and activated parts -> the block's result, of `keep`, and activated by each norm."""
         count, width = sites.count, self._width
@@ -192,6 +200,7 @@ class _Block:
         sites.convolve(
             run, [inner], self._conv2, width,
             beside=beside, raw=raw, residual=residual, into=into,
+            then=None if then is None else then(into[0][0]),
         )  # fmt: skip
         return _Stream(raw, tuple(x for x, _ in into))
 
@@ -224,13 +233,19 @@ class _Level:
         return self._before[0].enter[0]
 
     def __call__(
-        self, x: _Stream, levels: Sequence[_Sites], run: Convolver, depth: int, exits: Activation
+        self,
+        x: _Stream,
+        levels: Sequence[_Sites],
+        run: Convolver,
+        depth: int,
+        exits: Activation,
+        then: _Classify | None = None,
     ) -> _Stream:
         """Input, activated by `enter` -> output, activated by `exits`; may overwrite `x.raw`."""
         here, down = levels[depth], levels[depth].level.down
         below = self._below if down is not None else None
         if below is None or down is None:
-            return _chain(self._before, x, here, run, depth, [exits], None)
+            return _chain(self._before, x, here, run, depth, [exits], None, then)
         last = [self._down_enter, self._after[0].enter[0]]
         x = _chain(self._before, x, here, run, depth, last, self._dtype)
         deep = self._descend(below, x.active[0], down, levels, run, depth)
@@ -238,8 +253,11 @@ class _Level:
         first, *others = self._after
         norms, keep = ([others[0].enter[0]], torch.float32) if others else ([exits], None)
         assert x.raw is not None
-        x = first((x.raw, up), (x.active[1], up_active), here, run, depth, norms, keep)
-        return _chain(others, x, here, run, depth, [exits], None)
+        parts, active = (x.raw, up), (x.active[1], up_active)
+        if not others:
+            return first(parts, active, here, run, depth, norms, keep, then)
+        x = first(parts, active, here, run, depth, norms, keep)
+        return _chain(others, x, here, run, depth, [exits], None, then)
 
     def _descend(
         self,
@@ -254,22 +272,24 @@ class _Level:
         count, width = down.outputs, below.width
         raw = run.take("down raw", depth + 1, count, width)
         active = run.take("down active", depth + 1, count, width, below.enter.dtype)
-        run.convolve(
-            [(x, gather.table, self._down.for_taps(gather.taps))],
-            count, width, raw=raw, into=[(active, below.enter)],
-        )  # fmt: skip
+        source = (x, gather.table, self._down.for_taps(gather.taps))
+        run.convolve(Convolution([source], count, width, raw=raw, into=[(active, below.enter)]))
         return below(_Stream(raw, (active,)), levels, run, depth + 1, self._up_enter).active[0]
 
     def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
         enter = self._after[0].enter[1]
         raw = run.take("up raw", depth, up.outputs, self.width, self._dtype)
         active = run.take("up active", depth, up.outputs, self.width, enter.dtype)
-        for gather in up.forward:
-            run.convolve(
-                [(deep, gather.table, self._up.for_taps(gather.taps))],
-                gather.table.shape[0], self.width, raw=raw, rows=gather.rows,
-                into=[(active, enter)],
-            )  # fmt: skip
+        run.convolve(
+            *(
+                Convolution(
+                    [(deep, gather.table, self._up.for_taps(gather.taps))],
+                    gather.table.shape[0], self.width, raw=raw, rows=gather.rows,
+                    into=[(active, enter)],
+                )
+                for gather in up.forward
+            )
+        )  # fmt: skip
         return raw, active
 
 
@@ -281,14 +301,15 @@ def _chain(
     depth: int,
     last: Sequence[Activation],
     keep: torch.dtype | None,
+    then: _Classify | None = None,
 ) -> _Stream:
-    """Blocks of one part each, one after another; `last` and `keep` are of the last block."""
+    """Blocks of one part each, one after another; what follows `depth` is of the last block."""
     for i, block in enumerate(blocks):
         assert x.raw is not None
         is_last = i + 1 == len(blocks)
         norms = last if is_last else [blocks[i + 1].enter[0]]
         of_raw = keep if is_last else torch.float32
-        x = block((x.raw,), x.active, sites, run, depth, norms, of_raw)
+        x = block((x.raw,), x.active, sites, run, depth, norms, of_raw, then if is_last else None)
     return x
 
 
@@ -355,9 +376,11 @@ class CompiledUNet:
         active = run.take("stem", 0, count, width, self._levels.enter.dtype)
         into = [(active, self._levels.enter)]
         levels[0].convolve(run, [entered], self._stem, width, raw=raw, into=into)
-        x = self._levels(_Stream(raw, (active,)), levels, run, 0, self._exit)
         logits = run.take("logits", 0, count, self._classes)
-        run.convolve(
-            [(x.active[0], None, self._head)], count, self._classes, raw=logits, bias=self._bias
-        )
+
+        def classify(x: Tensor) -> Convolution:
+            head = [(x, None, self._head)]
+            return Convolution(head, count, self._classes, raw=logits, bias=self._bias)
+
+        self._levels(_Stream(raw, (active,)), levels, run, 0, self._exit, classify)
         return logits[:, : self._classes]

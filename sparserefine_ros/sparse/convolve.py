@@ -137,9 +137,9 @@ def _convolve(
     if kernels is not None:
         features = features.contiguous()
         out = features.new_empty(outputs, convolution.padded(width))
-        for gather in gathers:
-            weights = convolution.Weights.pack(pick_taps(kernel, gather.taps), kernels)
-            autograd.convolve_gather(kernels, features, weights, gather, out)
+        pack = convolution.Weights.pack
+        weights = [pack(pick_taps(kernel, gather.taps), kernels) for gather in gathers]
+        autograd.convolve_gathers(kernels, features, list(zip(gathers, weights, strict=True)), out)
         return out[:, :width]
     padded, out = with_none_row(features), features.new_empty(outputs, width)
     for gather in gathers:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sparserefine_ros.kernels import convolution
 from sparserefine_ros.kernels.convolution import (
+    Activation,
+    Convolution,
     Convolver,
     Source,
     Weights,
@@ -21,6 +23,8 @@ from sparserefine_ros.kernels.convolution import (
     zeros,
 )
 from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.kernels.topology import find_tiles
+from sparserefine_ros.sparse.convolve import convolve, pick_taps
 from sparserefine_ros.sparse.plan import build_plan
 
 LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
@@ -34,9 +38,13 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return LIBRARIES[request.param]
 
 
-# From taps that all have a link to taps that hardly any has; more rows than a chunk holds.
+# From taps that all have a link to taps that hardly any has; more rows than a chunk holds. Of 16
+# outputs, or where 16 are left, the weights lie in quads if the inputs fill whole registers.
+SHAPES = [(3, 5), (40, 70), (130, 16), (300, 150), (16, 16), (48, 9), (32, 80), (272, 16)]
+
+
 @pytest.mark.parametrize("density", [1.0, 0.9, 0.5, 0.1])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (40, 70), (130, 16), (300, 150)], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_a_dense_convolution(
     density: float, inputs: int, outputs: int, dtype: str, kernels: Kernels
@@ -61,8 +69,10 @@ def test_equals_a_dense_convolution(
     alone = Weights.pack(beside[None], kernels, DTYPES[dtype])
     sources.append((_laid(parts[0], dtype), None, alone))
     run, rounded = Convolver(kernels, 2), out.to(torch.bfloat16)
-    run.convolve(sources, level.count, outputs, raw=rounded, bias=bias, residual=residual)
-    run.convolve(sources, level.count, outputs, raw=out, bias=bias, residual=residual)
+    for raw in (rounded, out):
+        run.convolve(
+            Convolution(sources, level.count, outputs, raw=raw, bias=bias, residual=residual)
+        )
     torch.testing.assert_close(out[:, :outputs].double(), expected, rtol=1e-5, atol=2e-3)
     assert torch.equal(rounded, out.to(torch.bfloat16))
 
@@ -80,13 +90,51 @@ def test_stride_equals_that_of_a_dense_convolution(
     features = _rounded(level.count, 70, generator, dtype)
     weights = _rounded(9 * 70, 90, generator, dtype).view(9, 70, 90)
     out = torch.full((below.count, 96), torch.nan)
+    packed = Weights.pack(weights, kernels, DTYPES[dtype])
     Convolver(kernels, 2).convolve(
-        [(_laid(features, dtype), gather.table, Weights.pack(weights, kernels, DTYPES[dtype]))],
-        below.count, 90, raw=out,
-    )  # fmt: skip
+        Convolution([(_laid(features, dtype), gather.table, packed)], below.count, 90, raw=out)
+    )
     grid = strided(rows_to_grid(features.double(), mask), mask, weights.double(), "image")
     expected = grid_to_rows(grid, strided_mask(mask, "image"))
     torch.testing.assert_close(out[:, :90].double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("outputs", [16, 40])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_parts_that_share_an_output_and_what_comes_after_them(
+    outputs: int, tiled: bool, kernels: Kernels
+) -> None:
+    """Rows of four kinds, as where a UNet goes up, or Winograd's; then a classifier of each row."""
+    generator = torch.Generator().manual_seed(outputs)
+    mask = torch.rand(2, 1, 67, 51, generator=generator) < 0.7
+    level, below = build_plan(sites_of(mask), grid_of(mask), 2).levels
+    assert level.down is not None
+    links = level.same if tiled else level.down.reversed()
+    rows = level.count if tiled else below.count
+    features = torch.randn(rows, 48, generator=generator)
+    kernel = torch.randn(9, 48, outputs, generator=generator)
+    classify = torch.randn(1, outputs, 11, generator=generator)
+    scale, shift = (torch.randn(padded(outputs), generator=generator) for _ in range(2))
+    pack = Weights.pack_winograd if tiled else Weights.pack
+    raw = torch.full((level.count, padded(outputs)), torch.nan)
+    active, logits = torch.full_like(raw, torch.nan), torch.full((level.count, 16), torch.nan)
+    parts = [
+        Convolution(
+            [(features, gather.table, pack(pick_taps(kernel, gather.taps), kernels))],
+            gather.table.shape[0], outputs, raw=raw, rows=gather.rows,
+            into=[(active, Activation(scale, shift))],
+            tiles=find_tiles(kernels, level.sites, level.grid) if tiled else None,
+        )
+        for gather in links.forward
+    ]  # fmt: skip
+    head = [(active, None, Weights.pack_padded(classify, kernels, torch.float32))]
+    Convolver(kernels, 2).convolve(*parts, then=Convolution(head, level.count, 11, raw=logits))
+    expected = convolve(features.double(), kernel.double(), links)
+    torch.testing.assert_close(raw[:, :outputs].double(), expected, rtol=1e-5, atol=2e-4)
+    expected = (expected * scale[:outputs] + shift[:outputs]).relu()
+    torch.testing.assert_close(active[:, :outputs].double(), expected, rtol=1e-5, atol=1e-3)
+    expected = expected @ classify[0].double()
+    torch.testing.assert_close(logits[:, :11].double(), expected, rtol=1e-4, atol=1e-2)
 
 
 def _rounded(rows: int, columns: int, generator: torch.Generator, dtype: str) -> Tensor:

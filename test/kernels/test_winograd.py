@@ -11,7 +11,7 @@ from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparserefine_ros.kernels.convolution import Convolver, Weights, padded
+from sparserefine_ros.kernels.convolution import Convolution, Convolver, Weights, padded
 from sparserefine_ros.kernels.library import Kernels, runnable_kernels
 from sparserefine_ros.kernels.topology import find_tiles
 from sparserefine_ros.sparse.plan import Level, build_plan
@@ -68,38 +68,45 @@ def test_equals_a_dense_convolution(
     weights = torch.randn(9, inputs, outputs, generator=generator)
     residual = torch.randn(level.count, padded(outputs), generator=generator)
     out = residual.clone()
+    source = (widened(features), gather.table, Weights.pack_winograd(weights, kernels))
+    tiles = tiles_of(level, kernels)
     Convolver(kernels, threads).convolve(
-        [(widened(features), gather.table, Weights.pack_winograd(weights, kernels))],
-        level.count, outputs, raw=out, residual=out, tiles=tiles_of(level, kernels),
-    )  # fmt: skip
+        Convolution([source], level.count, outputs, raw=out, residual=out, tiles=tiles)
+    )
     expected = dense(features, weights, mask) + residual[:, :outputs]
     error = (out[:, :outputs] - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert error < 2e-6 * max(1.0, inputs / 256) ** 0.5  # of long sums in float32
     torch.testing.assert_close(out[:, :outputs], expected, rtol=5e-5, atol=5e-5 * inputs**0.5)
 
 
+# With 16 inputs and outputs the weights of what is beside lie in quads.
+@pytest.mark.parametrize(("inputs", "outputs"), [(9, 20), (16, 16)], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_parts_and_what_is_beside_them(name: str, kernels: Kernels) -> None:
+def test_parts_and_what_is_beside_them(
+    name: str, inputs: int, outputs: int, kernels: Kernels
+) -> None:
     """Two sources and a product of each row, as where a UNet joins its halves."""
     mask, generator = MASKS[name], torch.Generator().manual_seed(2)
     level = finest(mask)
     (gather,) = level.same.forward
-    parts = [torch.randn(level.count, 9, generator=generator) for _ in range(2)]
-    weights = [torch.randn(9, 9, 20, generator=generator) for _ in range(2)]
-    beside, bias = torch.randn(1, 9, 20, generator=generator), torch.randn(32, generator=generator)
-    out = torch.full((level.count, 32), torch.nan)
+    parts = [torch.randn(level.count, inputs, generator=generator) for _ in range(2)]
+    weights = [torch.randn(9, inputs, outputs, generator=generator) for _ in range(2)]
+    beside = torch.randn(1, inputs, outputs, generator=generator)
+    bias = torch.randn(padded(outputs), generator=generator)
+    out = torch.full((level.count, padded(outputs)), torch.nan)
     sources = [
         (widened(part), gather.table, Weights.pack_winograd(each, kernels))
         for part, each in zip(parts, weights, strict=True)
     ]
+    sources.append((widened(parts[0]), None, Weights.pack(beside, kernels)))
+    tiles = tiles_of(level, kernels)
     Convolver(kernels, 2).convolve(
-        [*sources, (widened(parts[0]), None, Weights.pack(beside, kernels))],
-        level.count, 20, raw=out, bias=bias, tiles=tiles_of(level, kernels),
-    )  # fmt: skip
-    expected = parts[0] @ beside[0] + bias[:20]
+        Convolution(sources, level.count, outputs, raw=out, bias=bias, tiles=tiles)
+    )
+    expected = parts[0] @ beside[0] + bias[:outputs]
     for part, each in zip(parts, weights, strict=True):
         expected = expected + dense(part, each, mask)
-    torch.testing.assert_close(out[:, :20], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out[:, :outputs], expected, rtol=1e-4, atol=1e-4)
 
 
 def widened(features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from conftest import random_statistics
 from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
+from sparserefine_ros.kernels.convolution import Convolution
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse import compiled
 from sparserefine_ros.sparse.compiled import CompiledUNet
@@ -61,9 +62,9 @@ def test_winograds_products_only_where_sites_lie_close(
     plan = build_plan(sites_of(mask), grid_of(mask), 1)
     convolve, taken = compiled.Convolver.convolve, []
 
-    def watched(self: Any, *given: Any, **named: Any) -> None:
-        taken.append(named.get("tiles") is not None)
-        convolve(self, *given, **named)
+    def watched(self: Any, *parts: Convolution, **named: Any) -> None:
+        taken.extend(part.tiles is not None for part in parts)
+        convolve(self, *parts, **named)
 
     monkeypatch.setattr(compiled.Convolver, "convolve", watched)
     features = make_features(mask)
