@@ -81,20 +81,25 @@ class Normalisation:
 
 
 class Normaliser:
-    """Applies a `Normalisation` by table look-up, exact for bytes."""
+    """Applies a `Normalisation` by table look-up, exact for bytes.
+
+    Attributes:
+        channels: of an RGB picture, in the network's order.
+        table: float32 [3 * 256], the value of each byte, in the network's order of channels.
+    """
 
     def __init__(self, normalisation: Normalisation) -> None:
-        self._channels = normalisation.source_channels()
+        self.channels = normalisation.source_channels()
         tables = normalisation.tables()
         self._tables = [np.ascontiguousarray(table) for table in tables]
-        # torch looks up [N, 3] bytes in one gather from a flat table of 3 * 256 entries.
-        self._flat_table = torch.from_numpy(tables.reshape(-1))
+        # torch looks up [N, 3] bytes in one gather from a flat table.
+        self.table = torch.from_numpy(tables.reshape(-1))
         self._offsets = torch.tensor([0, 256, 512])
 
     def to(self, device: torch.device) -> Normaliser:
         """The same for pixels on another device."""
         moved = copy.copy(self)
-        moved._flat_table, moved._offsets = self._flat_table.to(device), self._offsets.to(device)
+        moved.table, moved._offsets = self.table.to(device), self._offsets.to(device)
         return moved
 
     def images_to_nchw(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -104,7 +109,7 @@ class Normaliser:
         """
         planes = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
         for image, target in zip(images, planes, strict=True):
-            for channel, table, plane in zip(self._channels, self._tables, target, strict=True):
+            for channel, table, plane in zip(self.channels, self._tables, target, strict=True):
                 cv2.LUT(cv2.extractChannel(image, channel), table, plane)
         return planes
 
@@ -124,7 +129,7 @@ class Normaliser:
 
     def rows_to_features(self, rgb: torch.Tensor) -> torch.Tensor:
         """Normalise uint8 [N, 3] RGB to float32 [N, 3] in the network's channel order."""
-        if self._channels != (0, 1, 2):
+        if self.channels != (0, 1, 2):
             rgb = rgb.flip(1)
         index = rgb.to(torch.int64).add_(self._offsets)
-        return self._flat_table[index.view(-1)].view(-1, 3)
+        return self.table[index.view(-1)].view(-1, 3)

@@ -6,6 +6,8 @@ Shape legend: H, W full resolution; h, w low resolution; N selected pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from sparserefine_ros.bundle_spec import RefinerSpec
 from sparserefine_ros.image import Normaliser
+from sparserefine_ros.kernels import sampling
+from sparserefine_ros.kernels.library import compiled_kernels
+from sparserefine_ros.kernels.sampling import SampledColours, SampledMap
 from sparserefine_ros.records import DenseOutput, Selection
 from sparserefine_ros.selection import nearest_index
 
@@ -31,32 +36,59 @@ class SelectedBlocks:
     """
 
     def __init__(self, selection: Selection) -> None:
-        mask = selection.low_res_mask.view(-1).numpy()
         self.pixels, self._low_res_size = selection.pixels, selection.low_res_size
-        self._blocks = np.flatnonzero(mask)
-        self.block_count = self._blocks.size
-        block_of = np.cumsum(mask, dtype=np.int32) - 1
-        self._block_of = torch.from_numpy(block_of.take(selection.low_res_pixels.numpy()))
+        self._kernels = compiled_kernels()
+        if self._kernels is not None:
+            self._blocks, self._block_of = sampling.find_blocks(
+                self._kernels, selection.low_res_mask, selection.low_res_pixels
+            )
+        else:
+            mask = selection.low_res_mask.view(-1).numpy()
+            self._blocks = torch.from_numpy(np.flatnonzero(mask))
+            block_of = np.cumsum(mask, dtype=np.int32) - 1
+            self._block_of = torch.from_numpy(block_of.take(selection.low_res_pixels.numpy()))
+        self.block_count = self._blocks.numel()
 
-    def fetch(self, maps: Tensor) -> NDArray[np.float32]:
-        """From [K, h', w'], logits at low resolution or features at any size, [K, B]."""
-        blocks = self._blocks
+    def map_at(self, column: int, maps: Tensor) -> SampledMap:
+        """Maps [K, h', w'], logits at low resolution or features at any size, from a column on."""
+        places = self._blocks
         if maps.shape[1:] != self._low_res_size:
-            rows, columns = np.divmod(blocks, self._low_res_size[1])
             row_of, column_of = (
-                nearest_index(full, low).numpy()
+                nearest_index(full, low)
                 for full, low in zip(self._low_res_size, maps.shape[1:], strict=True)
             )
-            blocks = row_of[rows] * maps.shape[2] + column_of[columns]
-        return maps.reshape(maps.shape[0], -1).numpy().take(blocks, axis=1)
+            rows = torch.div(places, self._low_res_size[1], rounding_mode="floor")
+            columns = places - rows * self._low_res_size[1]
+            places = row_of[rows] * maps.shape[2] + column_of[columns]
+        return SampledMap(maps.flatten(1), places, column)
 
-    def repeat(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """From a row for each block, [B, K], one for each pixel, [N, K]."""
-        return torch.index_select(rows, 0, self._block_of, out=out)
+    def fetch(self, maps: Sequence[SampledMap], width: int, dtype: torch.dtype) -> Tensor:
+        """A row for each block, [B, width], with zeros where no map is."""
+        if self._kernels is not None:
+            return sampling.sample_rows(self._kernels, maps, self.block_count, width, dtype)
+        rows = torch.zeros(self.block_count, width)
+        for x in maps:
+            # NumPy's is several times faster than `index_select` along rows that long.
+            taken = x.values.numpy().take(x.places.numpy(), axis=1)
+            rows[:, x.column : x.column + len(taken)] = torch.from_numpy(taken.T)
+        return rows.to(dtype)
+
+    def repeat(self, rows: Tensor, out: Tensor, colours: SampledColours | None = None) -> Tensor:
+        """Write to `out` [N, width] the row of each pixel's block, [B, width], and its colours."""
+        if self._kernels is not None:
+            sampling.repeat_rows(self._kernels, rows, self._block_of, colours, out)
+            return out
+        torch.index_select(rows, 0, self._block_of, out=out)
+        if colours is not None:
+            values = colours.normaliser.pixels_to_features(colours.image, colours.pixels)
+            for column in colours.columns:
+                out[:, column : column + 3] = values
+        return out
 
     def sample(self, maps: Tensor) -> Tensor:
-        """From float32 [K, h', w'] as in `fetch`, float32 [N, K]."""
-        return self.repeat(torch.from_numpy(np.ascontiguousarray(self.fetch(maps).T)))
+        """From float32 [K, h', w'] as in `map_at`, float32 [N, K]."""
+        rows = self.fetch([self.map_at(0, maps)], maps.shape[0], torch.float32)
+        return self.repeat(rows, torch.empty(self.pixels.numel(), maps.shape[0]))
 
 
 class FeatureSampler:
@@ -84,18 +116,18 @@ class FeatureSampler:
         Returns:
             `out`, or without it float32 [N, I].
         """
-        colours, parts, width = [], [], 0
+        maps, columns, width = [], [], 0
         for name in self._inputs:
             if name == "rgb":
-                colours.append(slice(width, width := width + 3))
+                columns.append(width)
+                width += 3
             else:
-                maps = dense.logits if name == "logits" else dense.features
-                assert maps is not None  # the segmenter returns what the bundle uses
-                parts.append((slice(width, width := width + maps.shape[0]), maps))
-        rows = torch.zeros(blocks.block_count, width if out is None else out.shape[1])
-        for columns, maps in parts:
-            rows[:, columns] = torch.from_numpy(blocks.fetch(maps).T)
-        features = blocks.repeat(rows if out is None else rows.to(out.dtype), out)
-        for columns in colours:
-            features[:, columns] = self._normaliser.pixels_to_features(image, blocks.pixels)
-        return features
+                found = dense.logits if name == "logits" else dense.features
+                assert found is not None  # the segmenter returns what the bundle uses
+                maps.append(blocks.map_at(width, found))
+                width += found.shape[0]
+        if out is None:
+            out = torch.empty(blocks.pixels.numel(), width)
+        rows = blocks.fetch(maps, out.shape[1], out.dtype)
+        colours = SampledColours(self._normaliser, image, blocks.pixels, columns)
+        return blocks.repeat(rows, out, colours)

@@ -62,7 +62,8 @@ def convolve_gathers(
         gathers: with the kernel's taps of each.
         out: [outputs, padded(O)].
     """
-    Convolver(kernels, torch.get_num_threads()).convolve(
+    convolver = Convolver(kernels, torch.get_num_threads())
+    convolver.add(
         *(
             Convolution(
                 [(features, gather.table, weights)],
@@ -74,6 +75,7 @@ def convolve_gathers(
             for gather, weights in gathers
         )
     )
+    convolver.run()
 
 
 def weight_gradient(

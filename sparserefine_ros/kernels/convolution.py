@@ -181,7 +181,14 @@ class _Convolution(ctypes.Structure):
         ("count", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("quads", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("parts", ctypes.POINTER(_Convolution)),
+        ("part_count", ctypes.c_int64),
+        ("then", ctypes.POINTER(_Convolution)),
     ]
 
 
@@ -207,6 +214,7 @@ class Convolver:
     def __init__(self, kernels: Kernels, threads: int) -> None:
         self._kernels, self._threads = kernels, threads
         self._slots: dict[tuple[str, int], Tensor] = {}
+        self._steps: list[tuple[tuple[Convolution, ...], Convolution | None]] = []
 
     def take(
         self,
@@ -226,35 +234,49 @@ class Convolver:
             self._slots[slot, depth] = storage
         return storage[:size].view(count, pitch)
 
-    def convolve(self, *parts: Convolution, then: Convolution | None = None) -> None:
-        """One call of the kernel.
+    def add(self, *parts: Convolution, then: Convolution | None = None) -> None:
+        """Add a step to those that `run` will take; until then its memory must not change.
 
         Args:
             parts: one, or several that share the rows of their output among them, in ascending
                 order each.
             then: of each row by itself, on what the parts write.
         """
-        calls = (_Convolution * len(parts))(*(self._call(part) for part in parts))
-        last = None if then is None else ctypes.byref(self._call(then))
-        self._kernels.call.sr_convolve(calls, integer(len(parts)), last)
+        self._steps.append((parts, then))
 
-    def _call(self, c: Convolution) -> _Convolution:
-        sources = (_Source * len(c.sources))(*(_describe(*source) for source in c.sources))
-        activations = (_Activation * _MOST_ACTIVATIONS)(
+    def run(self) -> None:
+        """Take the steps that were added since the last time, one after another."""
+        steps, self._steps = self._steps, []
+        calls = (_Step * len(steps))(
             *(
-                _Activation(
-                    x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1],
-                    n.dtype == torch.bfloat16,
+                _Step(
+                    (_Convolution * len(parts))(*map(_call, parts)),
+                    len(parts),
+                    None if then is None else (_Convolution * 1)(_call(then)),
                 )
-                for x, n in c.into
+                for parts, then in steps
             )
-        )  # fmt: skip
-        return _Convolution(
-            sources, len(sources), _pointer(c.bias), _pointer(c.residual), _pitch(c.residual),
-            _pointer(c.raw), _pitch(c.raw), _is_bfloat16(c.raw), activations, _pointer(c.rows),
-            _pointer(c.tiles), 0 if c.tiles is None else c.tiles.shape[0], c.count,
-            padded(c.outputs), _are_in_quads(c.sources), self._threads,
-        )  # fmt: skip
+        )
+        self._kernels.call.sr_convolve(calls, integer(len(steps)), integer(self._threads))
+
+
+def _call(c: Convolution) -> _Convolution:
+    sources = (_Source * len(c.sources))(*(_describe(*source) for source in c.sources))
+    activations = (_Activation * _MOST_ACTIVATIONS)(
+        *(
+            _Activation(
+                x.data_ptr(), n.scale.data_ptr(), n.shift.data_ptr(), x.shape[1],
+                n.dtype == torch.bfloat16,
+            )
+            for x, n in c.into
+        )
+    )  # fmt: skip
+    return _Convolution(
+        sources, len(sources), _pointer(c.bias), _pointer(c.residual), _pitch(c.residual),
+        _pointer(c.raw), _pitch(c.raw), _is_bfloat16(c.raw), activations, _pointer(c.rows),
+        _pointer(c.tiles), 0 if c.tiles is None else c.tiles.shape[0], c.count,
+        padded(c.outputs), _are_in_quads(c.sources),
+    )  # fmt: skip
 
 
 def _describe(features: Tensor, table: Tensor | None, weights: Weights) -> _Source:

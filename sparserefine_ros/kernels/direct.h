@@ -130,31 +130,35 @@ static Rows rows_within(const SrConvolution &c, int64_t begin, int64_t end) {
   return {nullptr, first - c.rows, std::lower_bound(first, c.rows + c.count, end) - first};
 }
 
-// Several convolutions that share the rows of an output among them, in ascending order each, and one
-// of each row by itself on what they wrote (null for none). All work on a chunk of rows while it is
-// in the cache.
-static void convolve_directly(const SrConvolution *parts, int64_t part_count,
-                              const SrConvolution *then) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < part_count; ++i) count += parts[i].count;
-  if (count == 0) return;
-  // A few chunks are made of one size, as many for each thread.
-  constexpr int64_t FEW = 8;
-  const int64_t threads = parts->threads;
-  const int64_t turns = (count + CHUNK * threads - 1) / (CHUNK * threads);
-  const int64_t even = (count + turns * threads - 1) / (turns * threads);
-  const int64_t size = turns > FEW ? CHUNK : (even + STEP - 1) / STEP * STEP;
-  const int64_t chunks = (count + size - 1) / size;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (chunks > 1)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t begin = chunk * size, end = std::min(begin + size, count);
+// How the rows of an output are divided among threads.
+struct Chunks {
+  int64_t rows, size, count;
+
+  Chunks(const SrStep &step, int64_t threads) : rows(0) {
+    for (int64_t i = 0; i < step.part_count; ++i) rows += step.parts[i].count;
+    // A few chunks are made of one size, as many for each thread.
+    constexpr int64_t FEW = 8;
+    const int64_t turns = (rows + CHUNK * threads - 1) / (CHUNK * threads);
+    const int64_t even = turns ? (rows + turns * threads - 1) / (turns * threads) : 0;
+    size = turns > FEW ? CHUNK : std::max((even + STEP - 1) / STEP * STEP, STEP);
+    count = (rows + size - 1) / size;
+  }
+};
+
+// All convolutions of a step work on a chunk of rows while it is in the cache. Called by all threads.
+static void convolve_directly(const SrStep &step, int64_t threads) {
+  const Chunks chunks(step, threads);
+#pragma omp for schedule(dynamic)
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    const int64_t begin = chunk * chunks.size, end = std::min(begin + chunks.size, chunks.rows);
+    const Rows all{nullptr, begin, end - begin};
     alignas(64) float sums[sums_size(CHUNK)];
-    for (int64_t i = 0; i < part_count; ++i) {
-      const bool all = part_count == 1;
-      const Rows rows = all ? Rows{nullptr, begin, end - begin} : rows_within(parts[i], begin, end);
-      if (rows.count) convolve_chunk(parts[i], rows, sums);
+    for (int64_t i = 0; i < step.part_count; ++i) {
+      const SrConvolution &c = step.parts[i];
+      const Rows rows = step.part_count == 1 ? all : rows_within(c, begin, end);
+      if (rows.count) convolve_chunk(c, rows, sums);
     }
-    if (then) convolve_chunk(*then, {nullptr, begin, end - begin}, sums);
+    if (step.then) convolve_chunk(*step.then, all, sums);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "gradient.h"
 #include "normalise.h"
 #include "plan.h"
+#include "sampling.h"
 #include "winograd.h"
 
 // Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
@@ -24,8 +25,8 @@ int64_t sr_quad_words() {
 #endif
 }
 
-void sr_convolve(const SrConvolution *parts, int64_t part_count, const SrConvolution *then) {
-  sr::convolve(parts, part_count, then);
+void sr_convolve(const SrStep *steps, int64_t count, int64_t threads) {
+  sr::convolve(steps, count, threads);
 }
 
 void sr_weight_gradient(const SrWeightGradient *gradient) { sr::weight_gradient(*gradient); }
@@ -99,5 +100,28 @@ int64_t sr_up_table(const int64_t *fine_sites, int64_t count, int64_t height, in
 int64_t sr_expand_mask(const uint8_t *mask, int64_t low_height, int64_t low_width, int64_t height,
                        int64_t width, int64_t *pixels, int64_t *low_pixels) {
   return sr::expand_mask(mask, low_height, low_width, height, width, pixels, low_pixels);
+}
+
+int64_t sr_find_blocks(const uint8_t *mask, int64_t cells, const int64_t *pixel_cells,
+                       int64_t count, int64_t *blocks, int32_t *block_of, int64_t threads) {
+  return sr::find_blocks(mask, cells, pixel_cells, count, blocks, block_of, threads);
+}
+
+void sr_sample_rows(const SrMap *maps, int64_t map_count, int64_t blocks, int64_t pitch,
+                    int64_t bfloat16, void *rows, int64_t threads) {
+  if (bfloat16)
+    sr::sample_rows(maps, map_count, blocks, pitch, static_cast<uint16_t *>(rows), threads);
+  else
+    sr::sample_rows(maps, map_count, blocks, pitch, static_cast<float *>(rows), threads);
+}
+
+void sr_repeat_rows(const void *rows, int64_t pitch, int64_t bfloat16, const int32_t *block_of,
+                    int64_t count, const SrColours *colours, void *out, int64_t threads) {
+  if (bfloat16)
+    sr::repeat_rows(static_cast<const uint16_t *>(rows), pitch, block_of, count, *colours,
+                    static_cast<uint16_t *>(out), threads);
+  else
+    sr::repeat_rows(static_cast<const float *>(rows), pitch, block_of, count, *colours,
+                    static_cast<float *>(out), threads);
 }
 }

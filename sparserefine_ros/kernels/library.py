@@ -80,6 +80,7 @@ class Kernels:
             "sr_strided_sites",
             "sr_up_table",
             "sr_expand_mask",
+            "sr_find_blocks",
         ):
             getattr(self.call, function).restype = ctypes.c_int64
         self.block: int = self.call.sr_block()

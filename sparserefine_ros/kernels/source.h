@@ -50,7 +50,14 @@ struct SrConvolution {
   int64_t count;
   int64_t outputs;  // a multiple of 16
   int64_t quads;    // whether the weights' last block is of 16 outputs and laid out as in `quads.h`
-  int64_t threads;
+};
+
+// Convolutions that share the rows of an output among them, in ascending order each, and one of each
+// row by itself on what they wrote (null for none).
+struct SrStep {
+  const SrConvolution *parts;
+  int64_t part_count;
+  const SrConvolution *then;
 };
 }
 

@@ -224,7 +224,7 @@ struct WinogradChunk {
 struct Division {
   int64_t per_chunk, chunks, ranges, columns;
 
-  explicit Division(const SrConvolution &c) {
+  Division(const SrConvolution &c, int64_t threads) {
     int64_t words = 0;
     for (int64_t i = 0; i < c.source_count; ++i)
       if (c.sources[i].winograd) words += PATCH * c.sources[i].channels * c.outputs;
@@ -232,41 +232,46 @@ struct Division {
     // large for a cache are read as seldom as can be, and the threads share the columns.
     const bool large = words > LARGE;
     constexpr int64_t ROWS = tile_rows<MOST_WIDTH>();
-    const int64_t fair = large ? MOST_TILES : c.tile_count / (4 * c.threads) + ROWS;
+    const int64_t fair = large ? MOST_TILES : c.tile_count / (4 * threads) + ROWS;
     per_chunk = std::min(fair / ROWS * ROWS, MOST_TILES);
     chunks = (c.tile_count + per_chunk - 1) / per_chunk;
     const int64_t blocks = (c.outputs + BLOCK - 1) / BLOCK;
-    ranges = large ? std::min((2 * c.threads + chunks - 1) / chunks, blocks) : 1;
+    ranges = large ? std::min((2 * threads + chunks - 1) / chunks, blocks) : 1;
     columns = (blocks + ranges - 1) / ranges * BLOCK;
   }
 };
 
-static void convolve_by_tiles(const SrConvolution &c) {
-  const Division d(c);
-  const int64_t parts = d.chunks * d.ranges;
-#pragma omp parallel num_threads(c.threads) if (parts > 1)
-  {
-    static thread_local Workshop shop;
-    shop.prepare(c, d.per_chunk);
-    int64_t entered = -1;
+// Called by all threads.
+static void convolve_by_tiles(const SrConvolution &c, int64_t threads) {
+  const Division d(c, threads);
+  static thread_local Workshop shop;
+  shop.prepare(c, d.per_chunk);
+  int64_t entered = -1;
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < parts; ++i) {
-      const int64_t begin = i / d.ranges * d.per_chunk, left = c.tile_count - begin;
-      const int64_t count = std::min(left, d.per_chunk), column = i % d.ranges * d.columns;
-      const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk};
-      if (entered != begin) chunk.enter();
-      entered = begin;
-      by_columns(column, std::min(column + d.columns, c.outputs), chunk);
-    }
+  for (int64_t i = 0; i < d.chunks * d.ranges; ++i) {
+    const int64_t begin = i / d.ranges * d.per_chunk, left = c.tile_count - begin;
+    const int64_t count = std::min(left, d.per_chunk), column = i % d.ranges * d.columns;
+    const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk};
+    if (entered != begin) chunk.enter();
+    entered = begin;
+    by_columns(column, std::min(column + d.columns, c.outputs), chunk);
   }
 }
 
-// See `convolve_directly`.
-static void convolve(const SrConvolution *parts, int64_t part_count, const SrConvolution *then) {
-  if (part_count > 1 || !parts->tiles || !parts->tile_count)
-    return convolve_directly(parts, part_count, then);
-  convolve_by_tiles(*parts);
-  if (then) convolve_directly(then, 1, nullptr);
+// One step after another. The threads stay together: to wake them takes longer than some steps.
+static void convolve(const SrStep *steps, int64_t count, int64_t threads) {
+  bool divided = false;
+  for (int64_t i = 0; i < count; ++i) divided |= Chunks(steps[i], threads).count > 1;
+#pragma omp parallel num_threads(threads) if (divided)
+  for (int64_t i = 0; i < count; ++i) {
+    const SrStep &step = steps[i];
+    if (!step.parts->tile_count) {
+      convolve_directly(step, threads);
+      continue;
+    }
+    convolve_by_tiles(*step.parts, threads);
+    if (step.then) convolve_directly({step.then, 1, nullptr}, threads);
+  }
 }
 
 }  // namespace sr

@@ -134,7 +134,7 @@ class _Sites:
         assert parts is not None
         sources = [(x, self.table, part) for x, part in zip(inputs, parts, strict=True)]
         convolution = Convolution([*sources, *beside], self.count, outputs, tiles=tiles, **results)
-        run.convolve(convolution, then=then)
+        run.add(convolution, then=then)
 
 
 # What comes after a level, of each site by itself, on its activated output.
@@ -273,14 +273,14 @@ class _Level:
         raw = run.take("down raw", depth + 1, count, width)
         active = run.take("down active", depth + 1, count, width, below.enter.dtype)
         source = (x, gather.table, self._down.for_taps(gather.taps))
-        run.convolve(Convolution([source], count, width, raw=raw, into=[(active, below.enter)]))
+        run.add(Convolution([source], count, width, raw=raw, into=[(active, below.enter)]))
         return below(_Stream(raw, (active,)), levels, run, depth + 1, self._up_enter).active[0]
 
     def _ascend(self, deep: Tensor, up: Links, run: Convolver, depth: int) -> tuple[Tensor, Tensor]:
         enter = self._after[0].enter[1]
         raw = run.take("up raw", depth, up.outputs, self.width, self._dtype)
         active = run.take("up active", depth, up.outputs, self.width, enter.dtype)
-        run.convolve(
+        run.add(
             *(
                 Convolution(
                     [(deep, gather.table, self._up.for_taps(gather.taps))],
@@ -383,4 +383,5 @@ class CompiledUNet:
             return Convolution(head, count, self._classes, raw=logits, bias=self._bias)
 
         self._levels(_Stream(raw, (active,)), levels, run, 0, self._exit, classify)
+        run.run()
         return logits[:, : self._classes]

@@ -70,9 +70,8 @@ def test_equals_a_dense_convolution(
     sources.append((_laid(parts[0], dtype), None, alone))
     run, rounded = Convolver(kernels, 2), out.to(torch.bfloat16)
     for raw in (rounded, out):
-        run.convolve(
-            Convolution(sources, level.count, outputs, raw=raw, bias=bias, residual=residual)
-        )
+        run.add(Convolution(sources, level.count, outputs, raw=raw, bias=bias, residual=residual))
+    run.run()
     torch.testing.assert_close(out[:, :outputs].double(), expected, rtol=1e-5, atol=2e-3)
     assert torch.equal(rounded, out.to(torch.bfloat16))
 
@@ -91,9 +90,10 @@ def test_stride_equals_that_of_a_dense_convolution(
     weights = _rounded(9 * 70, 90, generator, dtype).view(9, 70, 90)
     out = torch.full((below.count, 96), torch.nan)
     packed = Weights.pack(weights, kernels, DTYPES[dtype])
-    Convolver(kernels, 2).convolve(
-        Convolution([(_laid(features, dtype), gather.table, packed)], below.count, 90, raw=out)
-    )
+    run = Convolver(kernels, 2)
+    source = (_laid(features, dtype), gather.table, packed)
+    run.add(Convolution([source], below.count, 90, raw=out))
+    run.run()
     grid = strided(rows_to_grid(features.double(), mask), mask, weights.double(), "image")
     expected = grid_to_rows(grid, strided_mask(mask, "image"))
     torch.testing.assert_close(out[:, :90].double(), expected, rtol=1e-5, atol=1e-3)
@@ -128,7 +128,9 @@ def test_parts_that_share_an_output_and_what_comes_after_them(
         for gather in links.forward
     ]  # fmt: skip
     head = [(active, None, Weights.pack_padded(classify, kernels, torch.float32))]
-    Convolver(kernels, 2).convolve(*parts, then=Convolution(head, level.count, 11, raw=logits))
+    run = Convolver(kernels, 2)
+    run.add(*parts, then=Convolution(head, level.count, 11, raw=logits))
+    run.run()
     expected = convolve(features.double(), kernel.double(), links)
     torch.testing.assert_close(raw[:, :outputs].double(), expected, rtol=1e-5, atol=2e-4)
     expected = (expected * scale[:outputs] + shift[:outputs]).relu()

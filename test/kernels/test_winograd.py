@@ -70,9 +70,9 @@ def test_equals_a_dense_convolution(
     out = residual.clone()
     source = (widened(features), gather.table, Weights.pack_winograd(weights, kernels))
     tiles = tiles_of(level, kernels)
-    Convolver(kernels, threads).convolve(
-        Convolution([source], level.count, outputs, raw=out, residual=out, tiles=tiles)
-    )
+    run = Convolver(kernels, threads)
+    run.add(Convolution([source], level.count, outputs, raw=out, residual=out, tiles=tiles))
+    run.run()
     expected = dense(features, weights, mask) + residual[:, :outputs]
     error = (out[:, :outputs] - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert error < 2e-6 * max(1.0, inputs / 256) ** 0.5  # of long sums in float32
@@ -100,9 +100,9 @@ def test_parts_and_what_is_beside_them(
     ]
     sources.append((widened(parts[0]), None, Weights.pack(beside, kernels)))
     tiles = tiles_of(level, kernels)
-    Convolver(kernels, 2).convolve(
-        Convolution(sources, level.count, outputs, raw=out, bias=bias, tiles=tiles)
-    )
+    run = Convolver(kernels, 2)
+    run.add(Convolution(sources, level.count, outputs, raw=out, bias=bias, tiles=tiles))
+    run.run()
     expected = parts[0] @ beside[0] + bias[:outputs]
     for part, each in zip(parts, weights, strict=True):
         expected = expected + dense(part, each, mask)

@@ -60,13 +60,13 @@ def test_winograds_products_only_where_sites_lie_close(
     mask.view(4, 16, 4, 16)[:, :side, :, :side] = True
     unet = make_unet(widths=(32,))
     plan = build_plan(sites_of(mask), grid_of(mask), 1)
-    convolve, taken = compiled.Convolver.convolve, []
+    add, taken = compiled.Convolver.add, []
 
     def watched(self: Any, *parts: Convolution, **named: Any) -> None:
         taken.extend(part.tiles is not None for part in parts)
-        convolve(self, *parts, **named)
+        add(self, *parts, **named)
 
-    monkeypatch.setattr(compiled.Convolver, "convolve", watched)
+    monkeypatch.setattr(compiled.Convolver, "add", watched)
     features = make_features(mask)
     logits = CompiledUNet(unet, kernels, threads=1)(features, plan)
     torch.testing.assert_close(logits, unet(features, plan), **TOLERANCE)
