@@ -90,11 +90,11 @@ void sr_down_table(const int64_t *coarse_sites, int64_t count, int64_t coarse_he
                  table, threads);
 }
 
-int64_t sr_up_table(const int64_t *fine_sites, int64_t count, int64_t height, int64_t width,
-                    int64_t coarse_height, int64_t coarse_width, const int32_t *coarse_map,
-                    int64_t row_parity, int64_t column_parity, int64_t *rows, int32_t *table) {
-  return sr::up_table(fine_sites, count, {height, width}, {coarse_height, coarse_width}, coarse_map,
-                      row_parity, column_parity, rows, table);
+void sr_up_tables(const int64_t *fine_sites, int64_t count, int64_t height, int64_t width,
+                  int64_t coarse_height, int64_t coarse_width, const int32_t *coarse_map,
+                  int64_t *const *rows, int32_t *const *tables, int64_t *found, int64_t threads) {
+  sr::up_tables(fine_sites, count, {height, width}, {coarse_height, coarse_width}, coarse_map, rows,
+                tables, found, threads);
 }
 
 int64_t sr_expand_mask(const uint8_t *mask, int64_t low_height, int64_t low_width, int64_t height,

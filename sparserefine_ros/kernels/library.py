@@ -78,7 +78,6 @@ class Kernels:
             "sr_quad_words",
             "sr_tiles",
             "sr_strided_sites",
-            "sr_up_table",
             "sr_expand_mask",
             "sr_find_blocks",
         ):

@@ -46,18 +46,18 @@ static int64_t find_blocks(const uint8_t *mask, int64_t cells, const int64_t *pi
   return found;
 }
 
-template <typename Value>
-static inline Value value_of(float value) {
-  return value;
+static inline void convert(const float *from, int64_t count, float *to) {
+  std::copy_n(from, count, to);
 }
 
-template <>
-inline uint16_t value_of<uint16_t>(float value) {
-  // Rounds to nearest, ties to even; NaN stays NaN.
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+static inline void convert(const float *from, int64_t count, uint16_t *to) {
+  const int64_t whole = count / LANES * LANES, rest = count - whole;
+  for (int64_t i = 0; i < whole; i += LANES) store_bfloat16(to + i, load(from + i));
+  float last[LANES] = {};
+  uint16_t rounded[LANES];
+  std::memcpy(last, from + whole, size_t(rest) * sizeof(float));
+  store_bfloat16(rounded, load(last));
+  std::memcpy(to + whole, rounded, size_t(rest) * sizeof(uint16_t));
 }
 
 // Rows [blocks, pitch] of the maps, with zeros where there is none.
@@ -66,16 +66,20 @@ static void sample_rows(const SrMap *maps, int64_t map_count, int64_t blocks, in
                         Value *rows, int64_t threads) {
   // Blocks that are read from a channel one after another, while their rows are in the cache.
   constexpr int64_t TOGETHER = 32;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < blocks; first += TOGETHER) {
-    const int64_t end = std::min(first + TOGETHER, blocks);
-    std::fill(rows + first * pitch, rows + end * pitch, Value{});
-    for (const SrMap *map = maps; map < maps + map_count; ++map)
-      for (int64_t channel = 0; channel < map->channels; ++channel) {
-        const float *const values = map->values + channel * map->size;
-        Value *to = rows + first * pitch + map->column + channel;
-        for (int64_t i = first; i < end; ++i, to += pitch) *to = value_of<Value>(values[map->places[i]]);
-      }
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> some(static_cast<size_t>(TOGETHER * pitch));
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < blocks; first += TOGETHER) {
+      const int64_t count = std::min(TOGETHER, blocks - first);
+      for (const SrMap *map = maps; map < maps + map_count; ++map)
+        for (int64_t channel = 0; channel < map->channels; ++channel) {
+          const float *const values = map->values + channel * map->size;
+          float *to = some.data() + map->column + channel;
+          for (int64_t i = 0; i < count; ++i, to += pitch) *to = values[map->places[first + i]];
+        }
+      convert(some.data(), count * pitch, rows + first * pitch);
+    }
   }
 }
 
@@ -84,9 +88,7 @@ template <typename Value>
 static void repeat_rows(const Value *rows, int64_t pitch, const int32_t *block_of, int64_t count,
                         const SrColours &colours, Value *out, int64_t threads) {
   Value looked_up[3][256];
-  if (colours.times)
-    for (int c = 0; c < 3; ++c)
-      for (int i = 0; i < 256; ++i) looked_up[c][i] = value_of<Value>(colours.tables[c * 256 + i]);
+  if (colours.times) convert(colours.tables, 3 * 256, looked_up[0]);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t n = 0; n < count; ++n) {
     Value *const to = out + n * pitch;

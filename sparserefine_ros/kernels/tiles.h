@@ -33,8 +33,9 @@ static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, i
   std::vector<Last> columns(size_t((grid.width + SIDE - 1) / SIDE));
   const int64_t bands = (grid.height + SIDE - 1) / SIDE;
   int64_t found = 0;
+  Places places(grid);
   for (int64_t n = 0; n < count; ++n) {
-    const Place p = place(sites[n], grid);
+    const Place p = places(sites[n]);
     const int64_t band = p.batch * bands + p.row / SIDE;
     Last &last = columns[size_t(p.column / SIDE)];
     if (last.band != band) {

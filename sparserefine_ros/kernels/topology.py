@@ -7,12 +7,14 @@ Shape legend: B pictures; H, W grid; h, w low resolution; N sites or pixels.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from sparserefine_ros.kernels.library import Kernels, address, integer
+from sparserefine_ros.sparse.index import PARITIES
 
 # Places of a tile, as in `tiles.h`.
 TILE: Final = 16
@@ -113,18 +115,25 @@ class CompiledIndexMap:
         )  # fmt: skip
         return table
 
-    def up_table(self, coarse: CompiledIndexMap, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def up_tables(self, coarse: CompiledIndexMap) -> list[tuple[Tensor, Tensor]]:
         """See `SiteIndex`."""
-        rows = torch.empty(self.count, dtype=torch.int64)
-        # Odd coordinates meet one tap, even ones two.
-        taps = (2 - parity[0]) * (2 - parity[1])
-        table = torch.empty(self.count, taps, dtype=torch.int32)
-        found = self._kernels.call.sr_up_table(
+        # Odd coordinates meet one tap, even ones two. Pages that nobody writes take no memory.
+        rows = [torch.empty(self.count, dtype=torch.int64) for _ in PARITIES]
+        tables = [
+            torch.empty(self.count, (2 - row) * (2 - column), dtype=torch.int32)
+            for row, column in PARITIES
+        ]
+        found = torch.empty(len(PARITIES), dtype=torch.int64)
+        self._kernels.call.sr_up_tables(
             address(self._sites),
             *map(integer, (self.count, *self._grid[1:], *coarse._grid[1:])),
-            address(coarse._rows), *map(integer, parity), address(rows), address(table),
+            address(coarse._rows), _addresses(rows), _addresses(tables), address(found), _threads(),
         )  # fmt: skip
-        return rows[:found], table[:found]
+        return [(r[:n], t[:n]) for r, t, n in zip(rows, tables, found.tolist(), strict=True)]
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _threads() -> ctypes.c_int64:

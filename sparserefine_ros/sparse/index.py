@@ -15,6 +15,9 @@ from typing_extensions import Self
 
 TAPS: Final = 9
 
+# Of row and column, in the order of `SiteIndex.up_tables`.
+PARITIES: Final = ((0, 0), (0, 1), (1, 0), (1, 1))
+
 
 class SiteIndex(Protocol):
     """Finds neighbours among the N sites of a grid (B, H, W). Missing ones are row N."""
@@ -32,8 +35,8 @@ class SiteIndex(Protocol):
     def down_table(self, coarse: Self) -> Tensor:
         """int32 [M, 9]: the site at 2 * place + tap of each of M coarse sites."""
 
-    def up_table(self, coarse: Self, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Sites of one parity, int64 [M], and the coarse sites they draw on, int32 [M, T].
+    def up_tables(self, coarse: Self) -> Sequence[tuple[Tensor, Tensor]]:
+        """For each parity its sites, int64 [M], and the coarse ones they draw on, int32 [M, T].
 
         Even coordinates meet taps 0 and 2, odd ones tap 1 only; through tap t the coordinate f
         reaches (f - t) / 2. Row taps run fastest.
@@ -91,8 +94,11 @@ class IndexMap:
         corner = self._cells(coarse._batch, 2 * coarse._row, 2 * coarse._column)
         return self._look_up(corner, [(tap % 3, tap // 3) for tap in range(TAPS)])
 
-    def up_table(self, coarse: IndexMap, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def up_tables(self, coarse: IndexMap) -> list[tuple[Tensor, Tensor]]:
         """See `SiteIndex`."""
+        return [self._up_table(coarse, parity) for parity in PARITIES]
+
+    def _up_table(self, coarse: IndexMap, parity: tuple[int, int]) -> tuple[Tensor, Tensor]:
         of_parity = (self._row % 2 == parity[0]) & (self._column % 2 == parity[1])
         rows = of_parity.nonzero().view(-1)
         # A site beyond the last window lands on the border, one cell outside, which is "none".

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.kernels.topology import CompiledIndexMap
-from sparserefine_ros.sparse.index import TAPS, IndexMap, SiteIndex
+from sparserefine_ros.sparse.index import PARITIES, TAPS, IndexMap, SiteIndex
 
 Bounds = Literal["image", "data"]
 
@@ -185,8 +185,8 @@ def _down_links(fine: SiteIndex, coarse: SiteIndex) -> Links:
 
 
 def _up_gathers(fine: SiteIndex, coarse: SiteIndex) -> Iterator[Gather]:
-    """Fine sites by parity, see `SiteIndex.up_table`."""
-    for parity in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    """Fine sites by parity, see `SiteIndex.up_tables`."""
+    for parity, (rows, table) in zip(PARITIES, fine.up_tables(coarse), strict=True):
         row_taps, column_taps = ((1,) if odd else (0, 2) for odd in parity)
         taps = tuple(row + 3 * column for column in column_taps for row in row_taps)
-        yield Gather(*fine.up_table(coarse, parity), taps)
+        yield Gather(rows, table, taps)

@@ -179,7 +179,7 @@ def _up_kernel(
     coarse_first, coarse_base, coarse_height, coarse_width, none, start1, start2, start3,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows sorted by parity and their links to the coarser level, see `SiteIndex.up_table`.
+    """Rows sorted by parity and their links to the coarser level, see `SiteIndex.up_tables`.
 
     start1 .. start3: number of sites of the parities before each.
     """
