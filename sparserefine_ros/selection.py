@@ -54,10 +54,10 @@ def select_above(
     """
     values = score.numpy()
     mask = values > threshold
-    areas = block_areas((values.shape[0], values.shape[1]), full_size)
-    candidates = int(areas[mask].sum())
+    candidates = _pixels_of(mask, full_size)
     budget_hit = max_pixels is not None and max_pixels < candidates
     if max_pixels is not None and budget_hit:
+        areas = block_areas((values.shape[0], values.shape[1]), full_size)
         mask = _highest_within(values, mask, areas, max_pixels)
     return selection_from_mask(
         torch.from_numpy(mask), full_size, candidates=candidates, budget_hit=budget_hit
@@ -72,10 +72,9 @@ def selection_from_mask(
     budget_hit: bool = False,
 ) -> Selection:
     """Expand a low-resolution mask, bool [h, w], to full-resolution pixels in row-major order."""
-    height, width = low_res_mask.shape
     kernels = compiled_kernels()
     if kernels is not None:
-        count = int(block_areas((height, width), full_size)[low_res_mask.numpy()].sum())
+        count = _pixels_of(low_res_mask.numpy(), full_size)
         pixels, low_res_pixels = expand_mask(kernels, low_res_mask, full_size, count)
     else:
         pixels, low_res_pixels = _expand_mask(low_res_mask, full_size)
@@ -135,13 +134,31 @@ def _expand_mask(
     return torch.from_numpy(pixels), torch.from_numpy(low_res_pixels)
 
 
-def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> NDArray[np.int64]:
-    """Full-resolution pixels in the block of each low-resolution pixel, int64 [h, w]."""
+def _block_sides(
+    low_res_size: tuple[int, int], full_size: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heights of the blocks, int64 [h], and their widths, [w]."""
     rows, columns = (
         np.bincount(nearest_index(full, low).numpy(), minlength=low)
         for full, low in zip(full_size, low_res_size, strict=True)
     )
-    return np.multiply.outer(rows, columns)
+    return rows, columns
+
+
+def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> NDArray[np.int64]:
+    """Full-resolution pixels in the block of each low-resolution pixel, int64 [h, w]."""
+    return np.multiply.outer(*_block_sides(low_res_size, full_size))
+
+
+def _pixels_of(low_res_mask: NDArray[np.bool_], full_size: tuple[int, int]) -> int:
+    """Full-resolution pixels in the blocks of a mask [h, w]."""
+    height, width = low_res_mask.shape
+    rows, columns = _block_sides((height, width), full_size)
+    # In float32 several times faster than in integers, and exact up to 2^24 columns. Not as a matrix
+    # product: NumPy's runs on threads of its own, which take the cores of the stages behind.
+    mask, widths = low_res_mask.astype(np.float32), columns.astype(np.float32)
+    in_row = np.einsum("ij,j->i", mask, widths)
+    return int(rows @ in_row.astype(np.int64))
 
 
 def _highest_within(

@@ -27,6 +27,7 @@ constexpr int64_t LANES = 4;
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntLanes __attribute__((vector_size(4 * LANES)));
 typedef int16_t HalfLanes __attribute__((vector_size(2 * LANES)));
+typedef uint8_t ByteLanes __attribute__((vector_size(LANES)));
 
 static inline Lanes load(const float *from) {
   Lanes value;
