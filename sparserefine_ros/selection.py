@@ -154,8 +154,8 @@ def _pixels_of(low_res_mask: NDArray[np.bool_], full_size: tuple[int, int]) -> i
     """Full-resolution pixels in the blocks of a mask [h, w]."""
     height, width = low_res_mask.shape
     rows, columns = _block_sides((height, width), full_size)
-    # In float32 several times faster than in integers, and exact up to 2^24 columns. Not as a matrix
-    # product: NumPy's runs on threads of its own, which take the cores of the stages behind.
+    # In float32 several times faster than in integers, and exact up to 2^24 columns. Not as a
+    # matrix product: NumPy's runs on threads of its own, which take the cores of later stages.
     mask, widths = low_res_mask.astype(np.float32), columns.astype(np.float32)
     in_row = np.einsum("ij,j->i", mask, widths)
     return int(rows @ in_row.astype(np.int64))
