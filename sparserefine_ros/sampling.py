@@ -6,6 +6,7 @@ Shape legend: H, W full resolution; h, w low resolution; N selected pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,15 +52,9 @@ class SelectedBlocks:
 
     def map_at(self, column: int, maps: Tensor) -> SampledMap:
         """Maps [K, h', w'], logits at low resolution or features at any size, from a column on."""
-        places = self._blocks
-        if maps.shape[1:] != self._low_res_size:
-            row_of, column_of = (
-                nearest_index(full, low)
-                for full, low in zip(self._low_res_size, maps.shape[1:], strict=True)
-            )
-            rows = torch.div(places, self._low_res_size[1], rounding_mode="floor")
-            columns = places - rows * self._low_res_size[1]
-            places = row_of[rows] * maps.shape[2] + column_of[columns]
+        places, size = self._blocks, (maps.shape[1], maps.shape[2])
+        if size != self._low_res_size:
+            places = _nearest_places(self._low_res_size, size)[places]
         return SampledMap(maps.flatten(1), places, column)
 
     def fetch(self, maps: Sequence[SampledMap], width: int, dtype: torch.dtype) -> Tensor:
@@ -89,6 +84,13 @@ class SelectedBlocks:
         """From float32 [K, h', w'] as in `map_at`, float32 [N, K]."""
         rows = self.fetch([self.map_at(0, maps)], maps.shape[0], torch.float32)
         return self.repeat(rows, torch.empty(self.pixels.numel(), maps.shape[0]))
+
+
+@functools.lru_cache(maxsize=4)
+def _nearest_places(low_res_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """For each low-resolution pixel the place in a map of another size, int64 [h * w]."""
+    rows, columns = (nearest_index(full, low) for full, low in zip(low_res_size, size, strict=True))
+    return (rows[:, None] * size[1] + columns).flatten()
 
 
 class FeatureSampler:
