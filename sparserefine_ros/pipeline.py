@@ -21,7 +21,7 @@ from sparserefine_ros.dense.devices import device_kind
 from sparserefine_ros.dense.options import DEFAULT_ENGINE, EngineOptions, Report, silent
 from sparserefine_ros.dense.segmenter import open_segmenter
 from sparserefine_ros.dense.stage import DenseResult, DenseStage
-from sparserefine_ros.errors import ConfigurationError, DeviceMemoryError
+from sparserefine_ros.errors import ConfigurationError, DeviceMemoryError, ImageError
 from sparserefine_ros.image import check_image
 from sparserefine_ros.maps import assemble_maps
 from sparserefine_ros.processor import available_cores
@@ -183,10 +183,18 @@ class Pipeline:
                 the frames before have taught; None for as many as the selector selects.
 
         Raises:
+            ImageError: another picture, as its size shows.
             ConfigurationError: an oracle without labels.
             ModelOutputError: the refiner returned something unusable.
             BackendError: a GPU refuses a kernel.
         """
+        check_image(image)
+        if image.shape[:2] != found.full_size:
+            raise ImageError(
+                "expected the picture that the dense model has seen, of "
+                f"{found.full_size[1]} x {found.full_size[0]}, got {image.shape[1]} x "
+                f"{image.shape[0]}; give `refine` what `run_dense` returned for this one"
+            )
         image = np.ascontiguousarray(image)
         clock, affordable = StageClock(), None
         if time_left_ms is not None:

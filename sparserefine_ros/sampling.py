@@ -74,7 +74,7 @@ class SelectedBlocks:
             sampling.repeat_rows(self._kernels, rows, self._block_of, colours, out)
             return out
         torch.index_select(rows, 0, self._block_of, out=out)
-        if colours is not None:
+        if colours is not None and colours.columns:
             values = colours.normaliser.pixels_to_features(colours.image, colours.pixels)
             for column in colours.columns:
                 out[:, column : column + 3] = values

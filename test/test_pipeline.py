@@ -168,6 +168,13 @@ class TestPictures:
         after = pipeline(picture, ALL_MAPS)
         assert np.array_equal(before.entropy, after.entropy)  # type: ignore[arg-type]
 
+    def test_another_picture_than_the_dense_model_has_seen(
+        self, pipeline: Pipeline, picture: Picture
+    ) -> None:
+        (found,) = pipeline.run_dense([picture])
+        with pytest.raises(ImageError, match="that the dense model has seen"):
+            pipeline.refine(picture[:-2], found)
+
     def test_strides_do_not_matter(self, pipeline: Pipeline, picture: Picture) -> None:
         bgr = picture[:, :, ::-1].copy()
         padded = np.zeros((75, 128, 3), np.uint8)

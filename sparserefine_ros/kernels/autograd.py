@@ -59,7 +59,7 @@ def convolve_gathers(
     Args:
         kernels: as `compiled_kernels` returns.
         features: [N, I], contiguous.
-        gathers: with the kernel's taps of each.
+        gathers: with the kernel's taps of each; several have all output rows among them.
         out: [outputs, padded(O)].
     """
     convolver = Convolver(kernels, torch.get_num_threads())

@@ -23,6 +23,7 @@ from sparserefine_ros.kernels.library import Kernels, integer
 LANES: Final = 16
 _MOST_ACTIVATIONS: Final = 2
 _MOST_SOURCES_IN_QUADS: Final = 4
+_MOST_TAPS_IN_QUADS: Final = 9
 
 # Where `tiles.h` evaluates polynomials, beside infinity.
 _POINTS: Final = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -42,7 +43,7 @@ class Weights:
     """A convolution's weights [T, I, O] as its kernel reads them.
 
     Attributes:
-        words: float32, or pairs of bfloat16 seen as float32; see `SrSource` in `convolve.h`.
+        words: float32, or pairs of bfloat16 seen as float32; see `SrSource` in `source.h`.
         channels: words per tap and output.
         dtype: float32 or bfloat16, which the features have too.
         quads: whether the last 16 outputs are laid out for `quads.h`.
@@ -61,7 +62,7 @@ class Weights:
         words = _words(pad_channels(values), dtype)
         *blocks, last = torch.split(words, kernels.block, 2)
         quads = kernels.quad_words > 0 and last.shape[2] == LANES
-        quads = quads and last.shape[1] % kernels.quad_words == 0
+        quads = quads and last.shape[1] > 0 and last.shape[1] % kernels.quad_words == 0
         if quads:
             last = last.reshape(last.shape[0], -1, 2, 4, 4, 4).permute(0, 1, 3, 4, 2, 5)
         packed = torch.cat([block.flatten() for block in (*blocks, last)])
@@ -114,7 +115,7 @@ class Convolution:
     """What is summed over, and where the sums go.
 
     Attributes:
-        sources: their weights are packed alike.
+        sources: the weights of those that are not Winograd's are packed alike.
         count: output rows.
         outputs: output channels.
         raw: where to write the sums, float32 or bfloat16.
@@ -242,7 +243,14 @@ class Convolver:
                 order each.
             then: of each row by itself, on what the parts write.
         """
+        single = len(parts) == 1
+        assert single or all(c.tiles is None and c.rows is not None for c in parts)
+        assert then is None or not single or parts[0].rows is None
         self._steps.append((parts, then))
+
+    def forget(self) -> None:
+        """Drop steps that were added and not run, such as those of a frame that failed."""
+        self._steps.clear()
 
     def run(self) -> None:
         """Take the steps that were added since the last time, one after another."""
@@ -305,7 +313,12 @@ def _are_in_quads(sources: Sequence[Source]) -> bool:
     """Those that are not Winograd's."""
     kinds = {(part.quads, part.dtype) for *_, part in sources if not part.winograd}
     quads = any(quads for quads, _ in kinds)
-    assert not quads or (len(kinds) == 1 and len(sources) <= _MOST_SOURCES_IN_QUADS)
+    if quads:
+        assert len(kinds) == 1
+        assert len(sources) <= _MOST_SOURCES_IN_QUADS
+        assert all(
+            table is None or table.shape[1] <= _MOST_TAPS_IN_QUADS for _, table, _ in sources
+        )
     return quads
 
 

@@ -87,7 +87,7 @@ static void convolve_tile(const SrConvolution &c, const Pass &pass, const Rows &
   const int valid = int(left < ROWS ? left : ROWS);
   int64_t site[ROWS];
   for (int r = 0; r < ROWS; ++r) site[r] = rows[first + (r < valid ? r : valid - 1)];
-  if (pass.last) prefetch(c, rows, first, first + valid, column, WIDTH * LANES);
+  if (pass.last && pass.count) prefetch(c, rows, first, first + valid, column, WIDTH * LANES);
   Lanes sum[ROWS][WIDTH];
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < WIDTH; ++v)

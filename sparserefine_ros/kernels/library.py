@@ -26,7 +26,7 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 6
+_INTERFACE: Final = 7
 
 _BFLOAT16: Final = "_x86_64_v4_bf16"
 
@@ -47,7 +47,7 @@ class Kernels:
     Attributes:
         name: instruction set, for logs and diagnostics.
         has_bfloat16: whether they multiply bfloat16 in one instruction.
-        block: output channels whose weights lie side by side, `BLOCK` in `convolve.h`.
+        block: output channels whose weights lie side by side, `BLOCK` in `source.h`.
         quad_words: words of a row that are multiplied together where 16 outputs are left, which are
             laid out in quads then, `QUAD_WORDS` in `quads.h`; 0 for kernels without.
         call: the C functions of `kernels.cpp` by their names; they release Python's lock.

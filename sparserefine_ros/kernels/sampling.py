@@ -98,6 +98,10 @@ def sample_rows(
     kernels: Kernels, maps: Sequence[SampledMap], blocks: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     """A row for each block, [B, width], with zeros where no map is."""
+    for x in maps:
+        assert (x.values.dtype, x.values.device.type) == (torch.float32, "cpu")
+        assert x.column + x.values.shape[0] <= width
+        assert x.places.numel() == blocks
     rows = torch.empty(blocks, width, dtype=dtype)
     kept = [(x.values.contiguous(), x.places.contiguous(), x.column) for x in maps]
     listed = (_Map * len(kept))(
@@ -117,8 +121,13 @@ def repeat_rows(
     assert rows.is_contiguous()
     assert out.is_contiguous()
     assert (rows.shape[1], rows.dtype) == (out.shape[1], out.dtype)
+    assert out.shape[0] == block_of.numel()
     wanted = _Colours()
     if colours is not None:
+        assert colours.image.flags.c_contiguous
+        assert colours.image.dtype == np.uint8
+        assert colours.image.shape[2:] == (3,)
+        assert all(column + 3 <= out.shape[1] for column in colours.columns)
         columns = torch.tensor(colours.columns, dtype=torch.int64)
         wanted = _Colours(
             colours.image.ctypes.data, colours.pixels.data_ptr(),

@@ -366,6 +366,7 @@ class CompiledUNet:
         Features that were written into `input_buffer` are taken as they are. The logits are a view
         of a buffer that the next call overwrites.
         """
+        self._run.forget()
         run, levels = self._run, [_Sites(level, self._kernels) for level in plan.levels]
         count, width = levels[0].count, self._width
         assert features.shape[0] == count

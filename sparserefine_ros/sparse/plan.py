@@ -36,7 +36,7 @@ class Gather:
     """Output rows that draw on the same taps.
 
     Attributes:
-        rows: int64 [M], output rows, each in one gather only; None for all rows in order.
+        rows: int64 [M], ascending output rows, each in one gather only; None for all in order.
         table: int32 [M, T], input row for each tap, or the number of input rows for "none".
         taps: the T kernel taps.
     """

@@ -73,6 +73,35 @@ def test_winograds_products_only_where_sites_lie_close(
     assert any(taken) == close
 
 
+def test_a_frame_that_failed_leaves_nothing_behind(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, unet = MASKS["odd"], make_unet()
+    plan = build_plan(sites_of(mask), grid_of(mask), unet.depth)
+    features = make_features(mask)
+    compiled_unet, steps = CompiledUNet(unet, kernels, threads=1), []
+    expected = compiled_unet(features, plan).clone()
+    run, take = compiled.Convolver.run, compiled.Convolver.take
+
+    def failing(self: Any, slot: str, *given: Any) -> Tensor:
+        if slot == "logits":
+            raise MemoryError
+        return take(self, slot, *given)
+
+    def counted(self: compiled.Convolver) -> None:
+        steps.append(len(self._steps))
+        run(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compiled.Convolver, "take", failing)
+        with pytest.raises(MemoryError):
+            compiled_unet(features, plan)
+    monkeypatch.setattr(compiled.Convolver, "run", counted)
+    for _ in range(2):
+        assert torch.equal(compiled_unet(features, plan), expected)
+    assert steps[0] == steps[1]
+
+
 def make_features(mask: Tensor, seed: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(int(mask.sum()), INPUTS, generator=generator)

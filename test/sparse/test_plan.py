@@ -133,3 +133,26 @@ def test_bounds_differ_where_trailing_rows_are_inactive() -> None:
 def test_sites_outside_the_grid_are_refused(site: int) -> None:
     with pytest.raises(ValueError, match=r"expected sites of 0 \.\. 69"):
         build_plan(torch.tensor([3, site]).sort().values, (2, 5, 7), 2)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_threads_change_nothing(threads: int) -> None:
+    """The rows of each parity stay in order, with more threads than rows as well."""
+    given = torch.get_num_threads()
+    for mask in MASKS.values():
+        sites = sites_of(mask)
+        expected = build_plan(sites, grid_of(mask), 2)
+        torch.set_num_threads(threads)
+        try:
+            found = build_plan(sites, grid_of(mask), 2)
+        finally:
+            torch.set_num_threads(given)
+        for level, other in zip(found.levels, expected.levels, strict=True):
+            assert torch.equal(level.sites, other.sites)
+            links, others = (
+                [*each.same.forward, *(each.down.backward if each.down else ())]
+                for each in (level, other)
+            )
+            for gather, same in zip(links, others, strict=True):
+                assert torch.equal(gather.table, same.table)
+                assert gather.rows is same.rows or torch.equal(gather.rows, same.rows)
