@@ -138,9 +138,10 @@ def test_entropy_keeps_the_surer_one() -> None:
 
 
 def test_entropy_prefers_the_dense_one_when_equal() -> None:
-    dense = torch.tensor([[1.0, 2.0, 3.0]])
-    refined = torch.tensor([[3.0, 1.0, 2.0]])
-    assert torch.equal(make_ensembler("entropy", 3)(dense, refined), dense)
+    # Of two classes, for sums of more depend on the order that a processor takes.
+    dense = torch.tensor([[1.0, 3.0]])
+    refined = torch.tensor([[3.0, 1.0]])
+    assert torch.equal(make_ensembler("entropy", 2)(dense, refined), dense)
 
 
 def test_direct_is_the_refined_one() -> None:
