@@ -57,8 +57,7 @@ def select_above(
     candidates = _pixels_of(mask, full_size)
     budget_hit = max_pixels is not None and max_pixels < candidates
     if max_pixels is not None and budget_hit:
-        areas = block_areas((values.shape[0], values.shape[1]), full_size)
-        mask = _highest_within(values, mask, areas, max_pixels)
+        mask = _highest_within(values, mask, full_size, max_pixels)
     return selection_from_mask(
         torch.from_numpy(mask), full_size, candidates=candidates, budget_hit=budget_hit
     )
@@ -134,7 +133,7 @@ def _expand_mask(
     return torch.from_numpy(pixels), torch.from_numpy(low_res_pixels)
 
 
-def _block_sides(
+def block_sides(
     low_res_size: tuple[int, int], full_size: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Heights of the blocks, int64 [h], and their widths, [w]."""
@@ -145,15 +144,10 @@ def _block_sides(
     return rows, columns
 
 
-def block_areas(low_res_size: tuple[int, int], full_size: tuple[int, int]) -> NDArray[np.int64]:
-    """Full-resolution pixels in the block of each low-resolution pixel, int64 [h, w]."""
-    return np.multiply.outer(*_block_sides(low_res_size, full_size))
-
-
 def _pixels_of(low_res_mask: NDArray[np.bool_], full_size: tuple[int, int]) -> int:
     """Full-resolution pixels in the blocks of a mask [h, w]."""
     height, width = low_res_mask.shape
-    rows, columns = _block_sides((height, width), full_size)
+    rows, columns = block_sides((height, width), full_size)
     # In float32 several times faster than in integers, and exact up to 2^24 columns. Not as a
     # matrix product: NumPy's runs on threads of its own, which take the cores of later stages.
     mask, widths = low_res_mask.astype(np.float32), columns.astype(np.float32)
@@ -164,17 +158,20 @@ def _pixels_of(low_res_mask: NDArray[np.bool_], full_size: tuple[int, int]) -> i
 def _highest_within(
     score: NDArray[np.float32],
     mask: NDArray[np.bool_],
-    areas: NDArray[np.int64],
+    full_size: tuple[int, int],
     max_pixels: int,
 ) -> NDArray[np.bool_]:
+    height, width = mask.shape
+    rows, columns = block_sides((height, width), full_size)
     candidates = np.flatnonzero(mask)
     values = score.ravel()[candidates]
-    if areas.min() == areas.max():
-        kept = candidates[_highest(values, max_pixels // int(areas.flat[0]))]
+    if rows.min() == rows.max() and columns.min() == columns.max():
+        kept = candidates[_highest(values, max_pixels // int(rows[0] * columns[0]))]
     else:
         # Stable, so that among equal scores the upper left blocks win on every machine.
         candidates = candidates[np.argsort(-values, kind="stable")]
-        kept = candidates[np.cumsum(areas.ravel()[candidates]) <= max_pixels]
+        areas = rows[candidates // width] * columns[candidates % width]
+        kept = candidates[np.cumsum(areas) <= max_pixels]
     result = np.zeros(mask.size, np.bool_)
     result[kept] = True
     return result.reshape(mask.shape)

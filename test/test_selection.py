@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparserefine_ros.selection import (
-    block_areas,
+    block_sides,
     expand_map,
     nearest_index,
     select_above,
@@ -102,7 +102,7 @@ def test_expansion_and_areas_agree_with_floor(low: Size, full: Size) -> None:
     ]
     assert expanded.tolist() == [blocks, blocks]
     counts = np.bincount(np.ravel(blocks), minlength=low[0] * low[1]).reshape(low)
-    assert np.array_equal(block_areas(low, full), counts)
+    assert np.array_equal(np.multiply.outer(*block_sides(low, full)), counts)
 
 
 def test_nearest_index_does_not_lose_precision() -> None:
