@@ -187,7 +187,7 @@ static inline void write_rows(void *to, bool bfloat16, int64_t pitch, int64_t co
   }
 }
 
-// The same for a vector of outputs of at most MOST rows, whose `sums` [rows, LANES] may be changed:
+// A vector of outputs of at most MOST rows; their `sums` [rows, LANES] may be changed. Here
 // what is to be done is decided once for all rows.
 template <int64_t MOST>
 static inline void finish(const SrConvolution &c, const Rows &rows, int64_t column, float *sums) {
