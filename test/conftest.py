@@ -28,7 +28,13 @@ from sparserefine_ros.bundle_spec import (
     FileSpec,
     UNetRefinerSpec,
 )
-from sparserefine_ros.kernels.library import PYTORCH, Kernels, compiled_kernels, kernels_from
+from sparserefine_ros.kernels.library import (
+    PYTORCH,
+    Kernels,
+    compiled_kernels,
+    kernels_from,
+    runnable_kernels,
+)
 from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.weights import save_weights
 from sparserefine_ros.zoo.export import export_onnx
@@ -194,6 +200,17 @@ def kernels() -> Kernels:
     if found is None:
         pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
     return found
+
+
+_LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
+
+
+@pytest.fixture(params=_LIBRARIES or ["none"])
+def each_kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The compiled kernels for each instruction set that this processor has."""
+    if not _LIBRARIES:
+        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
+    return _LIBRARIES[request.param]
 
 
 @pytest.fixture(params=["compiled", "pytorch"])

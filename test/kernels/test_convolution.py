@@ -22,20 +22,17 @@ from sparserefine_ros.kernels.convolution import (
     padded,
     zeros,
 )
-from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.kernels.topology import find_tiles
 from sparserefine_ros.sparse.convolve import convolve, pick_taps
 from sparserefine_ros.sparse.plan import build_plan
 
-LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(params=LIBRARIES or ["none"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    if not LIBRARIES:
-        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
-    return LIBRARIES[request.param]
+@pytest.fixture
+def kernels(each_kernels: Kernels) -> Kernels:
+    return each_kernels
 
 
 # From taps that all have a link to taps that hardly any has; more rows than a chunk holds. Of 16

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparserefine_ros.image import Normalisation, Normaliser
-from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.kernels.sampling import (
     SampledColours,
     SampledMap,
@@ -17,15 +17,12 @@ from sparserefine_ros.kernels.sampling import (
     sample_rows,
 )
 
-LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(params=LIBRARIES or ["none"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    if not LIBRARIES:
-        pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
-    return LIBRARIES[request.param]
+@pytest.fixture
+def kernels(each_kernels: Kernels) -> Kernels:
+    return each_kernels
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -12,21 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparserefine_ros.kernels.convolution import Convolution, Convolver, Weights, padded
-from sparserefine_ros.kernels.library import Kernels, runnable_kernels
+from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.kernels.topology import find_tiles
 from sparserefine_ros.sparse.plan import Level, build_plan
 
 MASKS = example_masks()
-LIBRARIES = {kernels.name: kernels for kernels in runnable_kernels()}
-
-pytestmark = pytest.mark.skipif(
-    not LIBRARIES, reason="no compiled kernels: the package was installed without a C++ compiler"
-)
 
 
-@pytest.fixture(params=LIBRARIES or ["none"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return LIBRARIES[request.param]
+@pytest.fixture
+def kernels(each_kernels: Kernels) -> Kernels:
+    return each_kernels
 
 
 def finest(mask: Tensor) -> Level:
