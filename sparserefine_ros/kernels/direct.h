@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sparse convolution over chunks of rows. Where many links are missing, each tap works on
-// the rows only that have one.
+// Sparse convolution over chunks of rows. Where many links are missing, each tap works on the rows
+// only that have one.
 
 #pragma once
 
@@ -9,7 +9,6 @@
 #include "convolve.h"
 
 namespace sr {
-
 
 // The rows of a chunk that have a link, tap by tap.
 class Links {

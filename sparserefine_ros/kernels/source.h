@@ -187,8 +187,8 @@ static inline void write_rows(void *to, bool bfloat16, int64_t pitch, int64_t co
   }
 }
 
-// A vector of outputs of at most MOST rows; their `sums` [rows, LANES] may be changed. Here
-// what is to be done is decided once for all rows.
+// A vector of outputs of at most MOST rows; their `sums` [rows, LANES] may be changed. Here what is to
+// be done is decided once for all rows.
 template <int64_t MOST>
 static inline void finish(const SrConvolution &c, const Rows &rows, int64_t column, float *sums) {
   int64_t row[MOST];
