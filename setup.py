@@ -31,8 +31,10 @@ def kernels() -> list[Extension]:
     variants: dict[str, list[str]] = {"_portable": []}
     if platform.machine() in ("x86_64", "AMD64"):
         variants["_x86_64_v3"] = ["-march=x86-64-v3"]
-        variants["_x86_64_v4"] = ["-march=x86-64-v4"]
-        variants["_x86_64_v4_bf16"] = ["-march=x86-64-v4", "-mavx512bf16"]
+        # By default GCC keeps addresses in the vector registers, which the products need.
+        registers = ["-mtune=haswell", "-fno-ivopts"]
+        variants["_x86_64_v4"] = ["-march=x86-64-v4", *registers]
+        variants["_x86_64_v4_bf16"] = ["-march=x86-64-v4", "-mavx512bf16", *registers]
     return [
         Extension(
             f"{NAME}.kernels.{name}",

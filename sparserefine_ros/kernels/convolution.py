@@ -64,7 +64,9 @@ class Weights:
         quads = kernels.quad_words > 0 and last.shape[2] == LANES
         quads = quads and last.shape[1] > 0 and last.shape[1] % kernels.quad_words == 0
         if quads:
-            last = last.reshape(last.shape[0], -1, 2, 4, 4, 4).permute(0, 1, 3, 4, 2, 5)
+            # [taps, groups of words, halves, words, pairs of quads, quads, outputs]
+            last = last.reshape(last.shape[0], -1, 2, 4, 2, 2, 4)
+            last = torch.stack([last[:, :, 0], last[:, :, 1].flip(4)], 5)
         packed = torch.cat([block.flatten() for block in (*blocks, last)])
         return cls(packed, words.shape[1], dtype, quads)
 

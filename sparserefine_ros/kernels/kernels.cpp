@@ -8,8 +8,8 @@
 #include "sampling.h"
 #include "winograd.h"
 
-// Raised whenever a function or structure of this interface changes; see `kernels/library.py`.
-constexpr int64_t kInterface = 7;
+// Raised whenever a function, a structure or the layout of weights changes; see `kernels/library.py`.
+constexpr int64_t kInterface = 8;
 
 extern "C" {
 

@@ -13,28 +13,28 @@ namespace sr {
 
 #ifdef __AVX512F__
 
-// Words of a row that a register takes; channels come in multiples of it. The weights of a tap, by
-// words [channels / QUAD_WORDS, halves 2, words 4, quads 4, outputs 4], are laid out
-// [channels / QUAD_WORDS, words 4, quads 4, halves 2, outputs 4].
+// Words of a row that a register takes, in two halves; channels come in multiples of it. The weights
+// of a tap, by words [channels / QUAD_WORDS, halves 2, words 4, quads 4, outputs 4], are laid out
+// [channels / QUAD_WORDS, words 4, vectors 4, halves 2, outputs 4]: vectors 0 and 1 meet the first
+// half with quads 0 and 1, the second with 1 and 0, and 2 and 3 alike, which saves work at the end.
 constexpr int64_t QUAD_WORDS = 8;
 
-// Sums of two rows: four vectors, one for each quad of outputs. Their lanes are [rows 2, halves of
-// the words 2, outputs 4].
+// Sums of two rows: four vectors, as the weights have them. Their lanes are [rows 2, halves of the
+// words 2, outputs 4].
 struct Quads {
   Lanes sum[4] = {};
 
   // Of the rows, all 16 outputs.
   void unfold(Lanes &first, Lanes &second) const {
     const __m512 a = halves_added(sum[0], sum[1]), b = halves_added(sum[2], sum[3]);
-    first = (Lanes)_mm512_shuffle_f32x4(a, b, 0x88);
-    second = (Lanes)_mm512_shuffle_f32x4(a, b, 0xdd);
+    first = (Lanes)_mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1);
+    second = (Lanes)_mm512_shuffle_f32x4(a, b, 0xee);
   }
 
  private:
-  // Lanes [quads 2, rows 2, outputs 4].
+  // Lanes [rows 2, quads 2, outputs 4].
   static __m512 halves_added(Lanes a, Lanes b) {
-    return _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88) +
-           _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd);
+    return (__m512)a + (__m512)_mm512_permutex_pd((__m512d)b, 0x4e);
   }
 };
 
@@ -158,10 +158,11 @@ static void convolve_in_quads(const SrConvolution &c, const Rows &rows, int64_t 
       multiply_in_quads<true>(c, some, column, sums);
     else
       multiply_in_quads<false>(c, some, column, sums);
-    for (int64_t i = 0; i < some.count; ++i) {
-      float *const sum = sums + i * LANES;
-      store(sum, load(sum) + (started ? load(started + (first + i) * LANES) : bias(c, column)));
-    }
+    if (started || c.bias)
+      for (int64_t i = 0; i < some.count; ++i) {
+        float *const sum = sums + i * LANES;
+        store(sum, load(sum) + (started ? load(started + (first + i) * LANES) : bias(c, column)));
+      }
     finish<MOST>(c, some, column, sums);
   }
 }

@@ -211,17 +211,25 @@ static inline void finish(const SrConvolution &c, const Rows &rows, int64_t colu
 __attribute__((always_inline)) static inline void prefetch(const SrConvolution &c, const Rows &rows,
                                                            int64_t first, int64_t end,
                                                            int64_t column, int64_t columns) {
-  const auto ask = [=](const void *to, int64_t row, int64_t pitch, int64_t size) {
-    const char *at = static_cast<const char *>(to) + (row * pitch + column) * size;
-    for (int64_t i = 0; i < columns * size; i += 64) __builtin_prefetch(at + i, 1);
+  const bool run = !c.rows && !rows.list;
+  const auto ask = [&](const void *to, int64_t pitch, int64_t size) __attribute__((always_inline)) {
+    const char *at = static_cast<const char *>(to) + column * size;
+    pitch *= size;
+    const int64_t part = columns * size;
+    if (run && pitch == part) {
+      at += rows[first] * pitch;
+      for (int64_t i = 0; i < (end - first) * pitch; i += 64) __builtin_prefetch(at + i, 1);
+      return;
+    }
+    for (int64_t row = first; row < end; ++row) {
+      const char *there = at + (c.rows ? c.rows[rows[row]] : rows[row]) * pitch;
+      for (int64_t i = 0; i < part; i += 64) __builtin_prefetch(there + i, 1);
+    }
   };
-  for (int64_t i = first; i < end; ++i) {
-    const int64_t row = c.rows ? c.rows[rows[i]] : rows[i];
-    if (c.residual) ask(c.residual, row, c.residual_pitch, 4);
-    if (c.raw && c.raw != c.residual) ask(c.raw, row, c.raw_pitch, c.raw_bfloat16 ? 2 : 4);
-    for (const SrActivation &a : c.activations)
-      if (a.out) ask(a.out, row, a.pitch, a.bfloat16 ? 2 : 4);
-  }
+  if (c.residual) ask(c.residual, c.residual_pitch, 4);
+  if (c.raw && c.raw != c.residual) ask(c.raw, c.raw_pitch, c.raw_bfloat16 ? 2 : 4);
+  for (const SrActivation &a : c.activations)
+    if (a.out) ask(a.out, a.pitch, a.bfloat16 ? 2 : 4);
 }
 
 }  // namespace sr
