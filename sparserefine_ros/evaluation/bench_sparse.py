@@ -63,8 +63,9 @@ class EngineTime:
             writing the features there.
         error: rms difference to the training network's logits over their rms.
         gflops: billions of operations per second; two for each multiplication of an existing pair.
-        peak_share: the same over what the fastest matrix product of this machine reaches in the
-            engine's precision, or in float32 where it lacks that.
+        peak_gflops: the same of the fastest matrix product in the engine's precision, or in float32
+            where the device lacks that; measured right before, for machines change their speed.
+        peak_share: `gflops` over `peak_gflops`.
         memory_mb: most memory in use during the calls, over that before the engine was opened: of
             the process, or on a GPU of PyTorch's allocator.
     """
@@ -77,6 +78,7 @@ class EngineTime:
     ms: Spread
     error: float
     gflops: float
+    peak_gflops: float
     peak_share: float
     memory_mb: float
 
@@ -88,7 +90,6 @@ class SparseFigures:
     Attributes:
         machine: processor or GPU, cores, versions.
         bundle: whose dense model drew the masks.
-        peak_gflops: of the fastest matrix product measured, by precision.
         plan_ms: time of the plan, by name of the UNet and density in percent.
         parameters: of each UNet.
         times: each engine on each UNet and mask.
@@ -97,7 +98,6 @@ class SparseFigures:
 
     machine: str
     bundle: str
-    peak_gflops: dict[str, float]
     plan_ms: dict[str, Spread]
     parameters: dict[str, int]
     times: list[EngineTime]
@@ -105,12 +105,11 @@ class SparseFigures:
 
     def to_table(self) -> str:
         """For people."""
-        peaks = ", ".join(f"{name} {rate:.0f}" for name, rate in self.peak_gflops.items())
         lines = [
-            f"{self.machine}; matrix product, GFLOP/s: {peaks}",
+            self.machine,
             f"masks of {self.bundle} on streets of {SIZE[1]} x {SIZE[0]}",
             f"{'UNet, density, engine':<44}{'median ms':>10}{'p10':>9}{'p90':>9}{'runs':>6}"
-            f"{'GFLOP/s':>9}{'of peak':>9}{'MB':>8}{'error':>10}",
+            f"{'GFLOP/s':>9}{'peak':>7}{'share':>7}{'MB':>8}{'error':>10}",
         ]
         for name, ms in self.plan_ms.items():
             lines.append(f"{name + ', plan':<44}{ms.median:10.1f}{ms.low:9.1f}{ms.high:9.1f}")
@@ -118,7 +117,7 @@ class SparseFigures:
             title = f"{row.unet}, {row.density:.1%}, {row.engine}"
             lines.append(
                 f"{title:<44}{row.ms.median:10.1f}{row.ms.low:9.1f}{row.ms.high:9.1f}{row.runs:6d}"
-                f"{row.gflops:9.1f}{row.peak_share:9.1%}{row.memory_mb:8.0f}"
+                f"{row.gflops:9.1f}{row.peak_gflops:7.0f}{row.peak_share:7.1%}{row.memory_mb:8.0f}"
                 f"{row.error:10.1e}"
             )
         return "\n".join([*lines, *self.missing]) + "\n"
@@ -153,7 +152,6 @@ def bench_sparse(
     meter = open_meter(device, threads)
     installed, missing = _installed(meter)
     engines = engines or [*installed, TRAINING]
-    peaks = {name: meter.peak_gflops(dtype) for name, dtype in meter.precisions().items()}
     masks = {density: street_mask(bundle, density, SIZE, threads) for density in densities}
     plan_ms: dict[str, Spread] = {}
     parameters: dict[str, int] = {}
@@ -167,9 +165,9 @@ def bench_sparse(
             plan_ms[label] = meter.time(plan)[0]
             case = Case(name, unet, density, plan())
             for engine in engines:
-                times += _measure(case, engine, meter, threads, peaks)
+                times += _measure(case, engine, meter, threads)
                 print(f"{label}, {times[-1].engine}: {times[-1].ms.median:.1f} ms")
-    return SparseFigures(meter.machine, bundle.name, peaks, plan_ms, parameters, times, missing)
+    return SparseFigures(meter.machine, bundle.name, plan_ms, parameters, times, missing)
 
 
 def _precision_of(engine: str) -> str:
@@ -222,11 +220,10 @@ def _check(
             raise ConfigurationError(f"expected a density above 0, at most 1, got {density}")
 
 
-def _measure(
-    case: Case, engine: str, meter: Meter, threads: int, peaks: dict[str, float]
-) -> list[EngineTime]:
+def _measure(case: Case, engine: str, meter: Meter, threads: int) -> list[EngineTime]:
     if engine == TRAINING:
-        return _measure_training(case, meter, peaks)
+        return _measure_training(case, meter)
+    peak = _peak_gflops(meter, _precision_of(engine))
     before = meter.forget_memory()
     run = open_engine(engine, case.unet, threads=threads or available_cores())
     error = _checked_error(case, engine, run)
@@ -234,9 +231,13 @@ def _measure(
     # Where an engine has a buffer for its input, the pipeline writes the features there at once.
     features = run.place(case.features) if isinstance(run, CompiledUNet) else case.features
     ms, runs = meter.time(lambda: run(features, case.plan))
-    peak = peaks.get(_precision_of(engine), peaks["float32"])
     memory_mb = meter.peak_memory_mb() - before
     return [_row(case, engine, ms, runs, error, case.flop, peak, memory_mb)]
+
+
+def _peak_gflops(meter: Meter, precision: str) -> float:
+    known = meter.precisions()
+    return meter.peak_gflops(known.get(precision, known["float32"]))
 
 
 def _checked_error(case: Case, engine: str, run: SparseEngine) -> float:
@@ -251,16 +252,17 @@ def _checked_error(case: Case, engine: str, run: SparseEngine) -> float:
     return error
 
 
-def _measure_training(case: Case, meter: Meter, peaks: dict[str, float]) -> list[EngineTime]:
+def _measure_training(case: Case, meter: Meter) -> list[EngineTime]:
     """Forwards and backwards; the tests hold the gradients of both to an oracle."""
     rows = []
     for name, setting in _training_kernels(meter).items():
+        peak = _peak_gflops(meter, "float32")
         before = meter.forget_memory()
         with kernels_from(setting):
             case.train_once()
             meter.forget_memory()
             ms, runs = meter.time(case.train_once)
-        title, peak = f"{TRAINING}, {name}", peaks["float32"]
+        title = f"{TRAINING}, {name}"
         memory_mb = meter.peak_memory_mb() - before
         rows.append(_row(case, title, ms, runs, 0.0, case.training_flop, peak, memory_mb))
     return rows
@@ -289,5 +291,5 @@ def _row(
     gflops = flop / ms.median / 1e6
     return EngineTime(
         engine, case.name, case.sites / (SIZE[0] * SIZE[1]), case.sites, runs, ms, error, gflops,
-        gflops / peak, memory_mb,
+        peak, gflops / peak, memory_mb,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from sparserefine_ros.processor import available_cores, multiplies_bfloat16
 
 _SIDES: Final = (768, 1536, 2304)
 _GPU_SIDES: Final = (2048, 4096, 8192)
+
+Product: TypeAlias = Callable[[], object]
 
 
 class Meter(Protocol):
@@ -63,6 +65,7 @@ class ProcessorMeter:
         self.threads = threads or available_cores()
         torch.set_num_threads(self.threads)
         self.machine = describe_machine()
+        self._kept: dict[tuple[int, torch.dtype], list[Product]] = {}
 
     def precisions(self) -> Mapping[str, torch.dtype]:
         """See `Meter`."""
@@ -73,7 +76,13 @@ class ProcessorMeter:
 
     def peak_gflops(self, dtype: torch.dtype) -> float:
         """Of PyTorch, and in float32 of ONNX Runtime."""
-        return _fastest(dtype, _SIDES, lambda side: self._products(side, dtype), self.time)
+
+        def products(side: int) -> list[Product]:
+            if (side, dtype) not in self._kept:
+                self._kept[side, dtype] = list(self._products(side, dtype))
+            return self._kept[side, dtype]
+
+        return _fastest(dtype, _SIDES, products, self.time)
 
     def time(self, call: Callable[[], object]) -> tuple[Spread, int]:
         """See `Meter`."""
@@ -87,7 +96,7 @@ class ProcessorMeter:
         """See `Meter`."""
         return peak_memory_mb()
 
-    def _products(self, side: int, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    def _products(self, side: int, dtype: torch.dtype) -> Iterator[Product]:
         """Products of two square matrices."""
         a, b, out = (torch.randn(side, side).to(dtype) for _ in range(3))
         yield lambda: torch.mm(a, b, out=out)
@@ -133,7 +142,7 @@ class GpuMeter:
     def peak_gflops(self, dtype: torch.dtype) -> float:
         """Of PyTorch."""
 
-        def products(side: int) -> Iterator[Callable[[], object]]:
+        def products(side: int) -> Iterator[Product]:
             a, b, out = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(3))
             yield lambda: torch.mm(a, b, out=out)
 
@@ -175,12 +184,12 @@ def open_meter(device: str, threads: int = 0) -> Meter:
 def _fastest(
     dtype: torch.dtype,
     sides: Iterable[int],
-    products: Callable[[int], Iterable[Callable[[], object]]],
+    products: Callable[[int], Iterable[Product]],
     time: Callable[[Callable[[], object]], tuple[Spread, int]],
 ) -> float:
     """GFLOP/s of the best product of square matrices."""
     best, name = 0.0, str(dtype).removeprefix("torch.")
-    for side in tqdm(sides, desc=f"matrix product, {name}", unit="size"):
+    for side in tqdm(sides, desc=f"matrix product, {name}", unit="size", leave=False):
         for call in products(side):
             best = max(best, 2 * side**3 / time(call)[0].median / 1e6)
     return best

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense twin of the sparse UNet in ONNX Runtime, the faster dense engine on most CPUs."""
+"""The dense twin of the sparse UNet in ONNX Runtime or OpenVINO, mostly faster than PyTorch."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sparserefine_ros.errors import BackendError
 from sparserefine_ros.sparse.dense import GridUNet, features_on_grid, mask_of, rows_of_grid
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 Grids = tuple[tuple[int, int, int], ...]
 
@@ -25,16 +26,33 @@ Grids = tuple[tuple[int, int, int], ...]
 _EXPORTING: Final = threading.Lock()
 
 
-class DenseOnnxUNet:
-    """`GridUNet` in ONNX Runtime behind the interface of the sparse engines.
+class Session(Protocol):
+    """A graph with one output, ready to run. Where no node reads an input, it is left out.
 
-    The graph is made anew for each size of picture, which takes seconds.
+    Attributes:
+        inputs: their names.
     """
 
-    def __init__(self, unet: SparseUNet, *, threads: int) -> None:
-        self._grid, self._threads = GridUNet(unet).eval(), threads
+    inputs: list[str]
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The output; the next run may overwrite it."""
+
+
+class DenseOnnxUNet:
+    """`GridUNet` in an engine for ONNX files behind the interface of the sparse engines.
+
+    The graph is made anew for each size of picture, which takes seconds.
+
+    Args:
+        unet: trained weights, on the CPU.
+        open_session: opens an ONNX file, which goes away afterwards.
+    """
+
+    def __init__(self, unet: SparseUNet, open_session: Callable[[Path], Session]) -> None:
+        self._grid, self._open_session = GridUNet(unet).eval(), open_session
         self._grids: Grids = ()
-        self._session: onnxruntime.InferenceSession | None = None
+        self._session: Session | None = None
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
@@ -46,15 +64,10 @@ class DenseOnnxUNet:
         if self._session is None or grids != self._grids:
             self._session, self._grids = self._open(inputs), grids
         # Where a picture is too small for a level, the graph has no use for its mask.
-        taken = [value.name for value in self._session.get_inputs()]
-        (logits,) = self._session.run(None, {name: inputs[name].numpy() for name in taken})
+        logits = self._session.run({name: inputs[name].numpy() for name in self._session.inputs})
         return rows_of_grid(torch.from_numpy(logits), finest)
 
-    def _open(self, inputs: dict[str, Tensor]) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+    def _open(self, inputs: dict[str, Tensor]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "grid.onnx"
             with _EXPORTING, warnings.catch_warnings():
@@ -68,6 +81,76 @@ class DenseOnnxUNet:
                     opset_version=17,
                     input_names=list(inputs),
                 )
-            return onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            return self._open_session(path)
+
+
+class OnnxRuntimeSession:
+    """See `Session`.
+
+    Args:
+        path: ONNX file.
+        threads: of the engine.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = [value.name for value in self._session.get_inputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """See `Session`."""
+        (output,) = self._session.run(None, dict(inputs))
+        return output  # type: ignore[no-any-return]
+
+
+class OpenVinoSession:
+    """See `Session`.
+
+    Args:
+        path: ONNX file.
+        threads: of the engine.
+        precision: "f32" or "bf16", as OpenVINO calls them.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str) -> None:
+        import openvino
+
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        core = openvino.Core()
+        compiled: Any = core.compile_model(core.read_model(path), "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self.inputs = [port.any_name for port in compiled.inputs if port.names]
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """See `Session`."""
+        self._request.infer(dict(inputs), share_inputs=True)
+        return self._request.get_output_tensor().data  # type: ignore[no-any-return]
+
+
+def require_openvino(engine: str, precision: str) -> None:
+    """Check that OpenVINO is there for the engine of that name, and computes in that precision.
+
+    Raises:
+        BackendError: it is not installed, or the processor does not.
+    """
+    try:
+        import openvino
+    except ImportError as err:
+        raise BackendError(
+            f"expected the package openvino for the engine {engine} ({err}); pip install openvino"
+        ) from err
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in known:
+        raise BackendError(
+            f"expected a processor that computes in bfloat16 for the engine {engine}, OpenVINO "
+            f"finds {', '.join(known)}; choose dense-openvino"
+        )

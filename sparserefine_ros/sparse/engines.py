@@ -74,9 +74,18 @@ def _triton(unet: SparseUNet, precision: Literal["fp16", "bf16", "fp32"]) -> Spa
 
 
 def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
-    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet
+    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet, OnnxRuntimeSession
 
-    return DenseOnnxUNet(unet, threads=threads)
+    return DenseOnnxUNet(unet, lambda path: OnnxRuntimeSession(path, threads))
+
+
+def _dense_openvino(
+    unet: SparseUNet, threads: int, precision: Literal["f32", "bf16"]
+) -> SparseEngine:
+    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet, OpenVinoSession, require_openvino
+
+    require_openvino("dense-openvino" + "-bfloat16" * (precision == "bf16"), precision)
+    return DenseOnnxUNet(unet, lambda path: OpenVinoSession(path, threads, precision))
 
 
 def _compiled(unet: SparseUNet, threads: int, dtype: torch.dtype) -> SparseEngine:
@@ -96,6 +105,8 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-bfloat16": lambda unet, threads: DenseUNet(unet, dtype=torch.bfloat16),
     "dense-onnxruntime": _dense_onnxruntime,
+    "dense-openvino": lambda unet, threads: _dense_openvino(unet, threads, "f32"),
+    "dense-openvino-bfloat16": lambda unet, threads: _dense_openvino(unet, threads, "bf16"),
 }
 ENGINES: Final = tuple(_ENGINES)
 
@@ -117,7 +128,7 @@ def is_half(name: str) -> bool:
 
 def needs_cpu(name: str) -> bool:
     """Whether the engine of that name runs on the CPU only."""
-    return name.startswith("compiled") or name == "dense-onnxruntime"
+    return name.startswith(("compiled", "dense-onnxruntime", "dense-openvino"))
 
 
 def choose_engine(name: str, device: str = "cpu") -> str:
@@ -163,7 +174,8 @@ def open_engine(name: str, unet: SparseUNet, *, threads: int) -> SparseEngine:
             in float32), "pytorch", "triton" (our GPU kernels, float32), "triton-float16" and
             "triton-bfloat16" (sums in float32), "spconv", "torchsparse" and "torchsparse-float16"
             (on a GPU), or masked convolutions on the whole picture, for comparison: "dense" and
-            "dense-bfloat16" in PyTorch, "dense-onnxruntime"; "auto": see `choose_engine`.
+            "dense-bfloat16" in PyTorch, "dense-onnxruntime", "dense-openvino" and
+            "dense-openvino-bfloat16"; "auto": see `choose_engine`.
         unet: trained weights, on the device to run on.
         threads: of the engine; those in PyTorch follow PyTorch's, SpConv has one.
 

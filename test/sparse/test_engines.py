@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +27,11 @@ from sparserefine_ros.sparse.unet import SparseUNet
 
 MASKS = example_masks()
 # Products of bfloat16 carry eight bits; the others sum float32 in another order.
-TOLERANCE = {"compiled-bfloat16": 5e-2, "dense-bfloat16": 1e-1}
+TOLERANCE = {
+    "compiled-bfloat16": 5e-2,
+    "dense-bfloat16": 1e-1,
+    "dense-openvino-bfloat16": 1e-1,
+}
 NO_TORCHSPARSE = "TorchSparse is not installed; docs/gpu.md says how to build it"
 NO_SPCONV = "SpConv is not installed: pip install spconv"
 
@@ -52,6 +57,11 @@ def name(request: pytest.FixtureRequest) -> str:
         request.getfixturevalue("torchsparse")
     if request.param.startswith("compiled") and compiled_kernels() is None:
         pytest.skip("no compiled kernels: the package was installed without a C++ compiler")
+    if request.param.startswith("dense-openvino"):
+        openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if request.param.endswith("bfloat16") and "BF16" not in known:
+            pytest.skip("the processor does not compute in bfloat16")
     return str(request.param)
 
 
@@ -113,6 +123,20 @@ def test_two_of_onnx_runtime_may_begin_at_once() -> None:
         plan = build_plan(sites_of(active), grid_of(active), unet.depth)
         expected = unet(torch.ones(int(active.sum()), 5), plan).detach()
         assert_close(logits, expected, "dense-onnxruntime")
+
+
+class TestOpenVino:
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(BackendError, match="pip install openvino"):
+            open_engine("dense-openvino", make_unet(), threads=1)
+
+    def test_a_processor_without_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        core = types.SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
+        module = types.SimpleNamespace(Core=lambda: core)
+        monkeypatch.setitem(sys.modules, "openvino", module)
+        with pytest.raises(BackendError, match="OpenVINO finds FP32, INT8; choose dense-openvino"):
+            open_engine("dense-openvino-bfloat16", make_unet(), threads=1)
 
 
 class TestSpConv:
