@@ -67,6 +67,7 @@ class Pipeline:
 
     Attributes:
         is_exact: whether products are those of float32, in dense model and refiner.
+        dense_precision: of the dense model, as `EngineOptions` has it.
         backends: what computes each, for logs and diagnostics.
 
     Args:
@@ -114,9 +115,10 @@ class Pipeline:
         self._bundle_budget = self.selector.max_pixels
         self.entropy_threshold = options.entropy_threshold
         self.max_refined_pixels = options.max_refined_pixels
+        self.dense_precision = options.engine.precision
         # Float32 on a GPU is TF32 in its libraries.
         self.is_exact = (
-            options.engine.precision == "model"
+            self.dense_precision == "model"
             and device_kind(options.device) == "cpu"
             and not (self._refine and is_half(self._refine.engine))
         )

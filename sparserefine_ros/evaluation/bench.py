@@ -30,9 +30,11 @@ from sparserefine_ros.selection import expand_map
 from sparserefine_ros.sparse.plan import build_plan
 
 # Folding batch norm reorders sums; a pixel whose two best classes tie to 1e-5 may flip. Products in
-# half precision flip those that tie to about a hundredth.
-_LABELS_EQUAL = 0.9999
-_LABELS_EQUAL_HALF = 0.998
+# half precision flip those that tie to about a hundredth, and all through a dense model some more:
+# in OpenVINO's bfloat16, street_small's one in two hundred.
+_LABELS_EQUAL: Final = 0.9999
+_LABELS_EQUAL_HALF: Final = 0.998
+_LABELS_EQUAL_HALF_DENSE: Final = 0.99
 
 
 # The rows of SparseRefine's table 6, and what is none of its networks.
@@ -178,9 +180,12 @@ def compare_with_reference(pipeline: Pipeline, image: NDArray[np.uint8]) -> floa
     """Share of labels equal to the plain modules' result, nothing folded, chunked or re-used.
 
     Raises:
-        SparseRefineError: fewer than 99.99 % are equal, 99.8 % where products are not float32's.
+        SparseRefineError: fewer than 99.99 % are equal, 99.8 % where products are not float32's,
+            99 % where those of the dense model are not its own.
     """
     least = _LABELS_EQUAL if pipeline.is_exact else _LABELS_EQUAL_HALF
+    if pipeline.dense_precision != "model":
+        least = _LABELS_EQUAL_HALF_DENSE
     labels = _whole(pipeline(image)).labels
     assert labels is not None
     equal = float((labels == reference_labels(pipeline, image)).mean())

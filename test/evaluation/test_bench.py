@@ -59,7 +59,7 @@ def test_wrong_labels_are_not_timed(bundle: Bundle, monkeypatch: pytest.MonkeyPa
         bench.compare_with_reference(pipeline, picture)
 
 
-@pytest.mark.parametrize("right", [0.9999, 0.9985, 0.997])
+@pytest.mark.parametrize("right", [0.9999, 0.9985, 0.995, 0.985])
 def test_how_much_is_asked_for(
     bundle: Bundle, right: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +70,11 @@ def test_how_much_is_asked_for(
     monkeypatch.setattr(bench, "reference_labels", lambda *_: wrong)
     monkeypatch.setattr(bench, "_whole", lambda _: SimpleNamespace(labels=labels))
     exact, half = Pipeline(bundle, PipelineOptions(sparse_backend="pytorch")), Pipeline(bundle)
-    half.is_exact = False
+    half_dense = Pipeline(bundle)
+    half.is_exact = half_dense.is_exact = False
+    half_dense.dense_precision = "fp16"
     picture = smooth_picture(40, 56)
-    for pipeline, least in ((exact, 0.9999), (half, 0.998)):
+    for pipeline, least in ((exact, 0.9999), (half, 0.998), (half_dense, 0.99)):
         if right >= least:
             assert bench.compare_with_reference(pipeline, picture) == right
         else:
