@@ -54,9 +54,14 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _seal(options: argparse.Namespace) -> None:
     from sparserefine_ros.bundle import seal_bundle
+    from sparserefine_ros.dense.onnx_file import dense_model_file
 
     bundle = seal_bundle(Path(options.bundle))
-    print(f"{bundle.name}: sealed, digest {bundle.digest}")
+    dense_model_file(bundle)  # of weights in a second file there would be no digest
+    print(
+        f"{bundle.name}: sealed, digest {bundle.digest}; see whether it runs: "
+        f"sparserefine bundle verify {options.bundle}"
+    )
 
 
 def _add_refiner(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -31,34 +32,59 @@ def open_segmenter(bundle: Bundle, how: DenseOptions, report: Report) -> OpenVin
             in bfloat16 when asked to.
         BundleError: the model contradicts the bundle.
     """
-    try:
-        import openvino
-    except ImportError as err:
-        raise BackendError("backend openvino is not installed; run: pip install openvino") from err
     path = dense_model_file(bundle)
-    core = openvino.Core()
-    if how.engine.precision == "bf16":
-        _require_bfloat16(core)
-    settings = {
-        "INFERENCE_NUM_THREADS": how.threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        # Left alone, it computes in bfloat16 where the processor can.
-        "INFERENCE_PRECISION_HINT": "bf16" if how.engine.precision == "bf16" else "f32",
-    }
-    try:
-        compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    except Exception as err:  # the engine raises RuntimeError and subclasses of its own
-        raise BackendError(f"OpenVINO refuses {path}: {err}") from err
+    half = how.engine.precision == "bf16"
+    compiled = compile_for_cpu(path, half=half, threads=how.threads, what="backend openvino")
     return OpenVinoSegmenter(bundle, compiled, how)
 
 
-def _require_bfloat16(core: Any) -> None:
+def compile_for_cpu(path: Path, *, half: bool, threads: int, what: str) -> Any:
+    """OpenVINO's compiled model of an ONNX file.
+
+    Args:
+        path: the file.
+        half: whether to compute in bfloat16.
+        threads: of the engine.
+        what: is opened, for messages.
+
+    Raises:
+        BackendError: see `require_openvino`, or OpenVINO refuses the model.
+    """
+    core = require_openvino(what, half=half)
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left alone, it computes in bfloat16 where the processor can.
+        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+    }
+    try:
+        return core.compile_model(core.read_model(path), "CPU", settings)
+    except Exception as err:  # the engine raises RuntimeError and subclasses of its own
+        raise BackendError(f"OpenVINO refuses {path}: {err}") from err
+
+
+def require_openvino(what: str, *, half: bool) -> Any:
+    """OpenVINO's `Core`, where it is installed and computes as it shall.
+
+    Args:
+        what: needs it, for messages.
+        half: whether in bfloat16.
+
+    Raises:
+        BackendError: it is not installed, or the processor does not compute in bfloat16.
+    """
+    try:
+        import openvino
+    except ImportError as err:
+        raise BackendError(f"{what} is not installed; run: pip install openvino") from err
+    core = openvino.Core()
     known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if "BF16" not in known:
+    if half and "BF16" not in known:
         raise BackendError(
-            "expected a processor that computes in bfloat16 for precision bf16, OpenVINO finds "
-            f"{', '.join(known)}; choose precision model"
+            f"expected a processor that computes in bfloat16 for {what}, OpenVINO finds "
+            f"{', '.join(known)}; choose float32: precision model, or the engine without -bfloat16"
         )
+    return core
 
 
 class OpenVinoSegmenter:

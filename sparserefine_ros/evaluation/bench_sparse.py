@@ -34,6 +34,7 @@ from sparserefine_ros.sparse.engines import (
     AUTO,
     ENGINES,
     SparseEngine,
+    choose_engine,
     has_triton,
     needs_cpu,
     open_engine,
@@ -223,6 +224,7 @@ def _check(
 def _measure(case: Case, engine: str, meter: Meter, threads: int) -> list[EngineTime]:
     if engine == TRAINING:
         return _measure_training(case, meter)
+    engine = choose_engine(engine, str(meter.device))
     peak = _peak_gflops(meter, _precision_of(engine))
     before = meter.forget_memory()
     run = open_engine(engine, case.unet, threads=threads or available_cores())

@@ -27,6 +27,7 @@ _SIDES: Final = (768, 1536, 2304)
 _GPU_SIDES: Final = (2048, 4096, 8192)
 
 Product: TypeAlias = Callable[[], object]
+Timer: TypeAlias = Callable[[Product], tuple[Spread, int]]
 
 
 class Meter(Protocol):
@@ -65,7 +66,8 @@ class ProcessorMeter:
         self.threads = threads or available_cores()
         torch.set_num_threads(self.threads)
         self.machine = describe_machine()
-        self._kept: dict[tuple[int, torch.dtype], list[Product]] = {}
+        # The fastest of each precision, so that measuring it again takes no search.
+        self._fastest: dict[torch.dtype, tuple[int, Product]] = {}
 
     def precisions(self) -> Mapping[str, torch.dtype]:
         """See `Meter`."""
@@ -76,13 +78,11 @@ class ProcessorMeter:
 
     def peak_gflops(self, dtype: torch.dtype) -> float:
         """Of PyTorch, and in float32 of ONNX Runtime."""
-
-        def products(side: int) -> list[Product]:
-            if (side, dtype) not in self._kept:
-                self._kept[side, dtype] = list(self._products(side, dtype))
-            return self._kept[side, dtype]
-
-        return _fastest(dtype, _SIDES, products, self.time)
+        if dtype not in self._fastest:
+            self._fastest[dtype] = _find_fastest(
+                dtype, _SIDES, lambda side: self._products(side, dtype), self.time
+            )
+        return _gflops(*self._fastest[dtype], self.time)
 
     def time(self, call: Callable[[], object]) -> tuple[Spread, int]:
         """See `Meter`."""
@@ -146,7 +146,7 @@ class GpuMeter:
             a, b, out = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(3))
             yield lambda: torch.mm(a, b, out=out)
 
-        return _fastest(dtype, _GPU_SIDES, products, self.time)
+        return _gflops(*_find_fastest(dtype, _GPU_SIDES, products, self.time), self.time)
 
     def time(self, call: Callable[[], object]) -> tuple[Spread, int]:
         """With the wait of the host for the device, which the next stage would have, too."""
@@ -181,15 +181,20 @@ def open_meter(device: str, threads: int = 0) -> Meter:
     return ProcessorMeter(threads) if device_kind(device) == "cpu" else GpuMeter(device)
 
 
-def _fastest(
+def _gflops(side: int, product: Product, time: Timer) -> float:
+    return 2 * side**3 / time(product)[0].median / 1e6
+
+
+def _find_fastest(
     dtype: torch.dtype,
     sides: Iterable[int],
     products: Callable[[int], Iterable[Product]],
-    time: Callable[[Callable[[], object]], tuple[Spread, int]],
-) -> float:
-    """GFLOP/s of the best product of square matrices."""
-    best, name = 0.0, str(dtype).removeprefix("torch.")
+    time: Timer,
+) -> tuple[int, Product]:
+    """Side and product of the square matrices that are multiplied fastest."""
+    rates: list[tuple[float, int, Product]] = []
+    name = str(dtype).removeprefix("torch.")
     for side in tqdm(sides, desc=f"matrix product, {name}", unit="size", leave=False):
-        for call in products(side):
-            best = max(best, 2 * side**3 / time(call)[0].median / 1e6)
-    return best
+        rates += [(_gflops(side, product, time), side, product) for product in products(side)]
+    _, side, product = max(rates, key=lambda rate: rate[0])
+    return side, product

@@ -32,7 +32,7 @@ struct Quads {
   }
 
  private:
-  // Lanes [rows 2, quads 2, outputs 4].
+  // Lanes [rows 2, quads 2, outputs 4]: `b` has the other half of each quad in the other place.
   static __m512 halves_added(Lanes a, Lanes b) {
     return (__m512)a + (__m512)_mm512_permutex_pd((__m512d)b, 0x4e);
   }
@@ -44,17 +44,18 @@ static inline __m512 load_two(const float *first, const float *second) {
                             1);
 }
 
-// Adds the products of the WORD'th word of each half with its weights [4 (quads), 8].
+// Adds the products of the WORD'th word of each half with its weights
+// [vectors 4, halves 2, outputs 4].
 template <bool PAIRS, int WORD, int COUNT>
 static inline void multiply_word(Quads (&quads)[COUNT], const __m512 (&rows)[COUNT],
                                  const float *weights) {
   Lanes w[4];
-  for (int q = 0; q < 4; ++q)
-    w[q] = (Lanes)_mm512_broadcast_f32x8(_mm256_loadu_ps(weights + q * QUAD_WORDS));
+  for (int v = 0; v < 4; ++v)
+    w[v] = (Lanes)_mm512_broadcast_f32x8(_mm256_loadu_ps(weights + v * QUAD_WORDS));
   for (int i = 0; i < COUNT; ++i) {
     const Lanes spread = (Lanes)_mm512_permute_ps(rows[i], WORD * 0x55);
-    for (int q = 0; q < 4; ++q)
-      quads[i].sum[q] = multiply_add<PAIRS>(quads[i].sum[q], w[q], spread);
+    for (int v = 0; v < 4; ++v)
+      quads[i].sum[v] = multiply_add<PAIRS>(quads[i].sum[v], w[v], spread);
   }
 }
 

@@ -216,7 +216,7 @@ __attribute__((always_inline)) static inline void prefetch(const SrConvolution &
     const char *at = static_cast<const char *>(to) + column * size;
     pitch *= size;
     const int64_t part = columns * size;
-    if (run && pitch == part) {
+    if (run && pitch == part) {  // one after another without a gap, several to a cache line
       at += rows[first] * pitch;
       for (int64_t i = 0; i < (end - first) * pitch; i += 64) __builtin_prefetch(at + i, 1);
       return;

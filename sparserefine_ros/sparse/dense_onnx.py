@@ -8,16 +8,17 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparserefine_ros.dense.openvino import compile_for_cpu
 from sparserefine_ros.errors import BackendError
-from sparserefine_ros.sparse.dense import GridUNet, features_on_grid, mask_of, rows_of_grid
-from sparserefine_ros.sparse.plan import SparsePlan
+from sparserefine_ros.sparse.dense import GridUNet, mask_of
+from sparserefine_ros.sparse.plan import Level, SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
 
 Grids = tuple[tuple[int, int, int], ...]
@@ -53,19 +54,20 @@ class DenseOnnxUNet:
         self._grid, self._open_session = GridUNet(unet).eval(), open_session
         self._grids: Grids = ()
         self._session: Session | None = None
+        self._picture = _Picture()
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, plan: SparsePlan) -> Tensor:
         """Features float32 [N, inputs] of the plan's finest sites -> logits float32 [N, C]."""
         finest = plan.levels[0]
-        inputs = {"features": features_on_grid(features, finest).contiguous()}
+        inputs = {"features": self._picture.draw(features, finest)}
         inputs |= {f"mask {i}": mask_of(level) for i, level in enumerate(plan.levels)}
         grids = tuple(level.grid for level in plan.levels)
         if self._session is None or grids != self._grids:
             self._session, self._grids = self._open(inputs), grids
         # Where a picture is too small for a level, the graph has no use for its mask.
         logits = self._session.run({name: inputs[name].numpy() for name in self._session.inputs})
-        return rows_of_grid(torch.from_numpy(logits), finest)
+        return _rows_of(torch.from_numpy(logits), finest)
 
     def _open(self, inputs: dict[str, Tensor]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +84,40 @@ class DenseOnnxUNet:
                     input_names=list(inputs),
                 )
             return self._open_session(path)
+
+
+class _Picture:
+    """Features on the grid, in memory that is kept: to make it anew takes longer than a network."""
+
+    def __init__(self) -> None:
+        self._grid = torch.empty(0, 0, 0, 0)
+        self._drawn: tuple[Tensor, Tensor] | None = None
+
+    def draw(self, features: Tensor, level: Level) -> Tensor:
+        """Rows [N, channels] -> [B, channels, H, W], zero elsewhere; valid until drawn again."""
+        batch, height, width = level.grid
+        shape = (batch, features.shape[1], height, width)
+        if self._grid.shape != shape:
+            self._grid, self._drawn = torch.zeros(shape), None
+        places = self._grid.flatten(2)
+        if self._drawn is not None:
+            picture, place = self._drawn
+            places[picture, :, place] = 0.0
+        picture, place = self._drawn = _places_of(level)
+        places[picture, :, place] = features
+        return self._grid
+
+
+def _places_of(level: Level) -> tuple[Tensor, Tensor]:
+    """Picture and place in it of each site."""
+    _, height, width = level.grid
+    return level.sites // (height * width), level.sites % (height * width)
+
+
+def _rows_of(grid: Tensor, level: Level) -> Tensor:
+    """The rows of the sites, [B, channels, H, W] to [N, channels]."""
+    picture, place = _places_of(level)
+    return grid.flatten(2)[picture, :, place]
 
 
 class OnnxRuntimeSession:
@@ -114,43 +150,25 @@ class OpenVinoSession:
     Args:
         path: ONNX file.
         threads: of the engine.
-        precision: "f32" or "bf16", as OpenVINO calls them.
-    """
-
-    def __init__(self, path: Path, threads: int, precision: str) -> None:
-        import openvino
-
-        settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-        }
-        core = openvino.Core()
-        compiled: Any = core.compile_model(core.read_model(path), "CPU", settings)
-        self._request = compiled.create_infer_request()
-        self.inputs = [port.any_name for port in compiled.inputs if port.names]
-
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """See `Session`."""
-        self._request.infer(dict(inputs), share_inputs=True)
-        return self._request.get_output_tensor().data  # type: ignore[no-any-return]
-
-
-def require_openvino(engine: str, precision: str) -> None:
-    """Check that OpenVINO is there for the engine of that name, and computes in that precision.
+        half: whether it computes in bfloat16.
 
     Raises:
-        BackendError: it is not installed, or the processor does not.
+        BackendError: OpenVINO is not installed, refuses the graph, or lacks the precision.
     """
-    try:
-        import openvino
-    except ImportError as err:
-        raise BackendError(
-            f"expected the package openvino for the engine {engine} ({err}); pip install openvino"
-        ) from err
-    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision == "bf16" and "BF16" not in known:
-        raise BackendError(
-            f"expected a processor that computes in bfloat16 for the engine {engine}, OpenVINO "
-            f"finds {', '.join(known)}; choose dense-openvino"
-        )
+
+    def __init__(self, path: Path, threads: int, *, half: bool) -> None:
+        compiled = compile_for_cpu(path, half=half, threads=threads, what="dense-openvino")
+        self._request = compiled.create_infer_request()
+        self.inputs = [port.any_name for port in compiled.inputs]
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """See `Session`.
+
+        Raises:
+            BackendError: OpenVINO fails.
+        """
+        try:
+            self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        except Exception as err:  # the engine raises RuntimeError and subclasses of its own
+            raise BackendError(f"OpenVINO fails on the sparse network: {err}") from err
+        return self._request.get_output_tensor().data  # type: ignore[no-any-return]

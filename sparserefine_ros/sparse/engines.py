@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Literal, Protocol
 
 import torch
@@ -79,13 +80,13 @@ def _dense_onnxruntime(unet: SparseUNet, threads: int) -> SparseEngine:
     return DenseOnnxUNet(unet, lambda path: OnnxRuntimeSession(path, threads))
 
 
-def _dense_openvino(
-    unet: SparseUNet, threads: int, precision: Literal["f32", "bf16"]
-) -> SparseEngine:
-    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet, OpenVinoSession, require_openvino
+def _dense_openvino(unet: SparseUNet, threads: int, engine: str) -> SparseEngine:
+    from sparserefine_ros.dense.openvino import require_openvino
+    from sparserefine_ros.sparse.dense_onnx import DenseOnnxUNet, OpenVinoSession
 
-    require_openvino("dense-openvino" + "-bfloat16" * (precision == "bf16"), precision)
-    return DenseOnnxUNet(unet, lambda path: OpenVinoSession(path, threads, precision))
+    half = engine.endswith("-bfloat16")
+    require_openvino(f"the engine {engine}", half=half)
+    return DenseOnnxUNet(unet, lambda path: OpenVinoSession(path, threads, half=half))
 
 
 def _compiled(unet: SparseUNet, threads: int, dtype: torch.dtype) -> SparseEngine:
@@ -105,8 +106,10 @@ _ENGINES: Final[Mapping[str, Callable[[SparseUNet, int], SparseEngine]]] = {
     "dense": lambda unet, threads: DenseUNet(unet),
     "dense-bfloat16": lambda unet, threads: DenseUNet(unet, dtype=torch.bfloat16),
     "dense-onnxruntime": _dense_onnxruntime,
-    "dense-openvino": lambda unet, threads: _dense_openvino(unet, threads, "f32"),
-    "dense-openvino-bfloat16": lambda unet, threads: _dense_openvino(unet, threads, "bf16"),
+    **{
+        name: partial(_dense_openvino, engine=name)
+        for name in ("dense-openvino", "dense-openvino-bfloat16")
+    },
 }
 ENGINES: Final = tuple(_ENGINES)
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_tiny_bundle, write_pointwise_onnx
 
 from sparserefine_ros.bundle import Bundle, seal_bundle
+from sparserefine_ros.cli import main
 from sparserefine_ros.dense.onnx_file import dense_model_file
 from sparserefine_ros.errors import BundleError
 
@@ -18,7 +19,9 @@ def test_a_whole_model(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("letters", [1, 127, 128, 200, 255, 4095, 4096, 17_000])
-def test_weights_in_a_second_file_whatever_its_name(letters: int, tmp_path: Path) -> None:
+def test_weights_in_a_second_file_whatever_its_name(
+    letters: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_tiny_bundle(tmp_path / "tiny")
     model = folder / "dense.onnx"
     write_pointwise_onnx(model, np.ones((3, 3), np.float32), np.ones(3, np.float32))
@@ -32,3 +35,5 @@ def test_weights_in_a_second_file_whatever_its_name(letters: int, tmp_path: Path
     message = f"expected an ONNX model in one file, its weights lie in '{location}';"
     with pytest.raises(BundleError, match=message):
         dense_model_file(seal_bundle(folder))
+    assert main(["bundle", "seal", str(folder)]) == 1
+    assert message in capsys.readouterr().err

@@ -124,10 +124,10 @@ def test_a_graph_that_ends_in_an_identity(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "model.onnx")
     (output,) = model.graph.output
     inner = output.name
-    output.name = "scores"
-    model.graph.node.append(onnx.helper.make_node("Identity", [inner], ["scores"]))
+    output.name = "final"
+    model.graph.node.append(onnx.helper.make_node("Identity", [inner], ["final"]))
     onnx.save(model, tmp_path / "model.onnx")
-    bundle = hand_written(tmp_path, taken=FREE_SIZE, given={"name": "scores"})
+    bundle = hand_written(tmp_path, taken=FREE_SIZE, given={"name": "final"})
     (found,), (expected,) = (
         run(bundle, backend, (20, 32)) for backend in ("openvino", "onnxruntime")
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +60,7 @@ def test_wrong_labels_are_not_timed(bundle: Bundle, monkeypatch: pytest.MonkeyPa
         bench.compare_with_reference(pipeline, picture)
 
 
-@pytest.mark.parametrize("right", [0.9999, 0.9985, 0.995, 0.985])
+@pytest.mark.parametrize("right", [0.9999, 0.9985, 0.997])
 def test_how_much_is_asked_for(
     bundle: Bundle, right: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,16 +71,34 @@ def test_how_much_is_asked_for(
     monkeypatch.setattr(bench, "reference_labels", lambda *_: wrong)
     monkeypatch.setattr(bench, "_whole", lambda _: SimpleNamespace(labels=labels))
     exact, half = Pipeline(bundle, PipelineOptions(sparse_backend="pytorch")), Pipeline(bundle)
-    half_dense = Pipeline(bundle)
-    half.is_exact = half_dense.is_exact = False
-    half_dense.dense_precision = "fp16"
+    half.is_exact = False
     picture = smooth_picture(40, 56)
-    for pipeline, least in ((exact, 0.9999), (half, 0.998), (half_dense, 0.99)):
+    for pipeline, least in ((exact, 0.9999), (half, 0.998)):
         if right >= least:
             assert bench.compare_with_reference(pipeline, picture) == right
         else:
             with pytest.raises(SparseRefineError, match="timings of wrong results mean nothing"):
                 bench.compare_with_reference(pipeline, picture)
+
+
+@pytest.mark.parametrize("wrong_rows", [0, 1])
+def test_a_dense_model_in_half_precision(
+    bundle: Bundle, wrong_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may differ from its own precision a little; what follows starts from what it says."""
+    pipeline, picture = Pipeline(bundle), smooth_picture(400, 560)
+    pipeline.dense_precision = "bf16"
+    (found,) = pipeline.run_dense([picture])
+    labels = found.uncertainty.labels.clone()
+    labels[0, : 3 if wrong_rows == 0 else None] += 1
+    labels[: 3 * wrong_rows] += 1
+    other = replace(found, uncertainty=replace(found.uncertainty, labels=labels))
+    monkeypatch.setattr(bench, "open_dense_stage", lambda _: lambda _: other)
+    if wrong_rows == 0:
+        assert bench.compare_with_reference(pipeline, picture) >= 0.998
+    else:
+        with pytest.raises(SparseRefineError, match=r"99.00% of the dense model's labels"):
+            bench.compare_with_reference(pipeline, picture)
 
 
 def test_what_is_exact(bundle: Bundle) -> None:

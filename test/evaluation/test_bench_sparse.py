@@ -17,7 +17,7 @@ from sparserefine_ros.evaluation import measure, meters
 from sparserefine_ros.evaluation.bench_sparse import bench_sparse
 from sparserefine_ros.evaluation.meters import ProcessorMeter
 from sparserefine_ros.kernels.library import compiled_kernels
-from sparserefine_ros.sparse.engines import ENGINES
+from sparserefine_ros.sparse.engines import ENGINES, choose_engine
 from sparserefine_ros.sparse.pytorch import PyTorchUNet
 from sparserefine_ros.sparse.unet import SparseUNet
 
@@ -84,6 +84,35 @@ def test_an_engine_in_bfloat16_on_demand(
     )  # fmt: skip
     (row,) = figures.times
     assert row.peak_share == pytest.approx(row.gflops / 100.0)
+
+
+def test_auto_is_what_it_stands_for(tiny_bundle: Path) -> None:
+    figures = bench_sparse(
+        Bundle.open(tiny_bundle), unets=["bundle"], densities=[0.1], engines=["auto"], threads=1
+    )
+    assert [row.engine for row in figures.times] == [choose_engine("auto")]
+
+
+def test_the_peak_is_measured_before_each_engine(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def peak(meter: ProcessorMeter, dtype: torch.dtype) -> float:
+        told.append("peak")
+        return 100.0
+
+    def opened(name: str, unet: SparseUNet, *, threads: int) -> PyTorchUNet:
+        told.append(name)
+        return PyTorchUNet(unet)
+
+    monkeypatch.setattr(ProcessorMeter, "peak_gflops", peak)
+    monkeypatch.setattr(module, "open_engine", opened)
+    bench_sparse(
+        Bundle.open(tiny_bundle),
+        unets=["bundle"], densities=[0.1], engines=["pytorch", "dense"], threads=1,
+    )  # fmt: skip
+    assert told[-4:] == ["peak", "pytorch", "peak", "dense"]
 
 
 def test_rates_follow_from_time_and_existing_pairs(tiny_bundle: Path) -> None:

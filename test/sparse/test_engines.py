@@ -93,9 +93,14 @@ def test_sizes_and_masks_may_change_from_frame_to_frame(name: str) -> None:
 
 @pytest.mark.parametrize(
     "named",
-    ["compiled", "compiled-bfloat16", "pytorch", "torchsparse", "dense", "dense-onnxruntime"],
-)
+    [
+        "compiled", "compiled-bfloat16", "pytorch", "torchsparse",
+        "dense", "dense-onnxruntime", "dense-openvino",
+    ],
+)  # fmt: skip
 def test_data_bounds(named: str, request: pytest.FixtureRequest) -> None:
+    if named == "dense-openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
     if named == "torchsparse":
         request.getfixturevalue(named)
     if named.startswith("compiled"):
@@ -135,8 +140,22 @@ class TestOpenVino:
         core = types.SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
         module = types.SimpleNamespace(Core=lambda: core)
         monkeypatch.setitem(sys.modules, "openvino", module)
-        with pytest.raises(BackendError, match="OpenVINO finds FP32, INT8; choose dense-openvino"):
+        with pytest.raises(BackendError, match="OpenVINO finds FP32, INT8; choose float32"):
             open_engine("dense-openvino-bfloat16", make_unet(), threads=1)
+
+    def test_a_graph_that_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("unknown operator")
+
+        core = types.SimpleNamespace(
+            get_property=lambda device, name: ["FP32"], read_model=str, compile_model=refuse
+        )
+        monkeypatch.setitem(sys.modules, "openvino", types.SimpleNamespace(Core=lambda: core))
+        active, unet = MASKS["odd"], make_unet()
+        plan = build_plan(sites_of(active), grid_of(active), unet.depth)
+        engine = open_engine("dense-openvino", unet, threads=1)
+        with pytest.raises(BackendError, match=r"OpenVINO refuses .*grid.onnx: unknown operator"):
+            engine(torch.ones(int(active.sum()), 5), plan)
 
 
 class TestSpConv:
