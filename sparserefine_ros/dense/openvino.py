@@ -6,6 +6,7 @@ It pays for transformers and in bfloat16; `docs/tensorrt.md` tells when to choos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -74,10 +75,10 @@ def require_openvino(what: str, *, half: bool) -> Any:
         BackendError: it is not installed, or the processor does not compute in bfloat16.
     """
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError as err:
         raise BackendError(f"{what} is not installed; run: pip install openvino") from err
-    core = openvino.Core()
+    core = _core()
     known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if half and "BF16" not in known:
         raise BackendError(
@@ -85,6 +86,19 @@ def require_openvino(what: str, *, half: bool) -> Any:
             f"{', '.join(known)}; choose float32: precision model, or the engine without -bfloat16"
         )
     return core
+
+
+@functools.cache
+def _core() -> Any:
+    """The only one of the process, which stays.
+
+    Each sets a stack for signals and puts back what it found when it goes. When the first of two
+    goes first, the second puts back memory that is gone: the next signal, such as that of Ctrl-C,
+    kills the process (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoSegmenter:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
+import subprocess
 import sys
 import threading
 import types
@@ -18,6 +19,7 @@ from conftest import random_statistics
 from oracle import example_masks, grid_of, sites_of
 from torch import Tensor
 
+from sparserefine_ros.dense import openvino as openvino_backend
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels.library import Kernels, compiled_kernels
 from sparserefine_ros.sparse import engines
@@ -131,15 +133,18 @@ def test_two_of_onnx_runtime_may_begin_at_once() -> None:
 
 
 class TestOpenVino:
+    @staticmethod
+    def pretend(monkeypatch: pytest.MonkeyPatch, **core: Any) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", types.ModuleType("openvino"))
+        monkeypatch.setattr(openvino_backend, "_core", lambda: types.SimpleNamespace(**core))
+
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "openvino", None)
         with pytest.raises(BackendError, match="pip install openvino"):
             open_engine("dense-openvino", make_unet(), threads=1)
 
     def test_a_processor_without_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        core = types.SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-        module = types.SimpleNamespace(Core=lambda: core)
-        monkeypatch.setitem(sys.modules, "openvino", module)
+        self.pretend(monkeypatch, get_property=lambda device, name: ["FP32", "INT8"])
         with pytest.raises(BackendError, match="OpenVINO finds FP32, INT8; choose float32"):
             open_engine("dense-openvino-bfloat16", make_unet(), threads=1)
 
@@ -147,15 +152,44 @@ class TestOpenVino:
         def refuse(*_: object) -> None:
             raise RuntimeError("unknown operator")
 
-        core = types.SimpleNamespace(
-            get_property=lambda device, name: ["FP32"], read_model=str, compile_model=refuse
+        self.pretend(
+            monkeypatch,
+            get_property=lambda device, name: ["FP32"],
+            read_model=str,
+            compile_model=refuse,
         )
-        monkeypatch.setitem(sys.modules, "openvino", types.SimpleNamespace(Core=lambda: core))
         active, unet = MASKS["odd"], make_unet()
         plan = build_plan(sites_of(active), grid_of(active), unet.depth)
         engine = open_engine("dense-openvino", unet, threads=1)
         with pytest.raises(BackendError, match=r"OpenVINO refuses .*grid.onnx: unknown operator"):
             engine(torch.ones(int(active.sum()), 5), plan)
+
+    def test_a_signal_after_engines_came_and_went(self) -> None:
+        """In whatever order; the process goes on."""
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        code = """
+import signal, torch
+from sparserefine_ros.sparse.engines import open_engine
+from sparserefine_ros.sparse.plan import build_plan
+from sparserefine_ros.sparse.unet import SparseUNet
+unet = SparseUNet(2, 2, widths=(4,)).eval()
+for side in (3, 4, 5):
+    engine = open_engine("dense-openvino", unet, threads=1)
+    for larger in (0, 1):
+        grid = (1, side + larger, side)
+        plan = build_plan(torch.arange(grid[1] * grid[2]), grid, 1)
+        engine(torch.ones(grid[1] * grid[2], 2), plan)
+del engine
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append("interrupted"))
+signal.raise_signal(signal.SIGINT)
+print(*heard)
+"""
+        done = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-c", code],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 class TestSpConv:
