@@ -150,7 +150,14 @@ def features_on_grid(features: Tensor, level: Level) -> Tensor:
 
 def rows_of_grid(grid: Tensor, level: Level) -> Tensor:
     """The rows of the sites, [B, channels, H, W] to [N, channels]."""
-    return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])[level.sites]
+    picture, place = places_of(level)
+    return grid.flatten(2)[picture, :, place]
+
+
+def places_of(level: Level) -> tuple[Tensor, Tensor]:
+    """Picture and place in it, row by row, of each site: int64 [N] both."""
+    _, height, width = level.grid
+    return level.sites // (height * width), level.sites % (height * width)
 
 
 class DenseUNet:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparserefine_ros.dense.openvino import compile_for_cpu
 from sparserefine_ros.errors import BackendError
-from sparserefine_ros.sparse.dense import GridUNet, mask_of
+from sparserefine_ros.sparse.dense import GridUNet, mask_of, places_of, rows_of_grid
 from sparserefine_ros.sparse.plan import Level, SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
 
@@ -67,7 +67,7 @@ class DenseOnnxUNet:
             self._session, self._grids = self._open(inputs), grids
         # Where a picture is too small for a level, the graph has no use for its mask.
         logits = self._session.run({name: inputs[name].numpy() for name in self._session.inputs})
-        return _rows_of(torch.from_numpy(logits), finest)
+        return rows_of_grid(torch.from_numpy(logits), finest)
 
     def _open(self, inputs: dict[str, Tensor]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
@@ -103,21 +103,9 @@ class _Picture:
         if self._drawn is not None:
             picture, place = self._drawn
             places[picture, :, place] = 0.0
-        picture, place = self._drawn = _places_of(level)
+        picture, place = self._drawn = places_of(level)
         places[picture, :, place] = features
         return self._grid
-
-
-def _places_of(level: Level) -> tuple[Tensor, Tensor]:
-    """Picture and place in it of each site."""
-    _, height, width = level.grid
-    return level.sites // (height * width), level.sites % (height * width)
-
-
-def _rows_of(grid: Tensor, level: Level) -> Tensor:
-    """The rows of the sites, [B, channels, H, W] to [N, channels]."""
-    picture, place = _places_of(level)
-    return grid.flatten(2)[picture, :, place]
 
 
 class OnnxRuntimeSession:

@@ -81,7 +81,7 @@ def test_how_much_is_asked_for(
                 bench.compare_with_reference(pipeline, picture)
 
 
-@pytest.mark.parametrize("wrong_rows", [0, 1])
+@pytest.mark.parametrize("wrong_rows", [1, 3])
 def test_a_dense_model_in_half_precision(
     bundle: Bundle, wrong_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,11 +90,10 @@ def test_a_dense_model_in_half_precision(
     pipeline.dense_precision = "bf16"
     (found,) = pipeline.run_dense([picture])
     labels = found.uncertainty.labels.clone()
-    labels[0, : 3 if wrong_rows == 0 else None] += 1
-    labels[: 3 * wrong_rows] += 1
+    labels[:wrong_rows] += 1  # of 200
     other = replace(found, uncertainty=replace(found.uncertainty, labels=labels))
     monkeypatch.setattr(bench, "open_dense_stage", lambda _: lambda _: other)
-    if wrong_rows == 0:
+    if wrong_rows == 1:
         assert bench.compare_with_reference(pipeline, picture) >= 0.998
     else:
         with pytest.raises(SparseRefineError, match=r"99.00% of the dense model's labels"):
