@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "convolve.h"
+#include "shares.h"
 
 namespace sr {
 
@@ -129,7 +130,7 @@ static Rows rows_within(const SrConvolution &c, int64_t begin, int64_t end) {
   return {nullptr, first - c.rows, std::lower_bound(first, c.rows + c.count, end) - first};
 }
 
-// How the rows of an output are divided among threads.
+// How the rows of an output are divided.
 struct Chunks {
   int64_t rows, size, count;
 
@@ -145,10 +146,9 @@ struct Chunks {
 };
 
 // All convolutions of a step work on a chunk of rows while it is in the cache. Called by all threads.
-static void convolve_directly(const SrStep &step, int64_t threads) {
+static void convolve_directly(const SrStep &step, int64_t threads, Shares &shares) {
   const Chunks chunks(step, threads);
-#pragma omp for schedule(dynamic)
-  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+  for (int64_t chunk; shares.take(chunk);) {
     const int64_t begin = chunk * chunks.size, end = std::min(begin + chunks.size, chunks.rows);
     const Rows all{nullptr, begin, end - begin};
     alignas(64) float sums[sums_size(CHUNK)];

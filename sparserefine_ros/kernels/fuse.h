@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "shares.h"
 
 extern "C" {
 
@@ -191,11 +192,12 @@ static inline void fuse_pixels(const SrGate &g, int64_t classes, Scratch &s) {
 static void fuse(const SrGate &g, const float *dense, int64_t dense_pitch, const float *refined,
                  int64_t refined_pitch, int64_t classes, int64_t count, const SrSummary &out,
                  int64_t threads) {
+  constexpr int64_t TOGETHER = SHARED * LANES, CHUNK = 32 * TOGETHER;
+  Shares shares((count + CHUNK - 1) / CHUNK, threads);
 #pragma omp parallel num_threads(threads)
   {
     Scratch s(classes, g.hidden);
-#pragma omp for schedule(dynamic, 32)
-    for (int64_t first = 0; first < count; first += SHARED * LANES) {
+    const auto fuse_together = [&](int64_t first) {
       load_columns(dense, dense_pitch, classes, first, count, s.dense.data());
       load_columns(refined, refined_pitch, classes, first, count, s.refined.data());
       fuse_pixels(g, classes, s);
@@ -206,6 +208,10 @@ static void fuse(const SrGate &g, const float *dense, int64_t dense_pitch, const
           summarise_lanes(s.one.data(), classes, s.other.data(), out, at,
                           left < LANES ? left : LANES);
       }
+    };
+    for (int64_t chunk; shares.take(chunk);) {
+      const int64_t end = std::min((chunk + 1) * CHUNK, count);
+      for (int64_t first = chunk * CHUNK; first < end; first += TOGETHER) fuse_together(first);
     }
   }
 }

@@ -4,7 +4,10 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "lanes.h"
+#include "shares.h"
 
 extern "C" {
 
@@ -70,8 +73,9 @@ static void weight_gradient(const SrWeightGradient &g) {
   const int64_t size = g.taps * g.channels * g.outputs;
 #pragma omp parallel for schedule(static, 1) num_threads(g.threads) if (g.threads > 1)
   for (int64_t part = 0; part < g.threads; ++part) {
-    for (int64_t begin = part * CHUNK; begin < g.count; begin += g.threads * CHUNK) {
-      const int64_t end = begin + CHUNK < g.count ? begin + CHUNK : g.count;
+    const int64_t behind = share_of(g.count, part + 1, g.threads);
+    for (int64_t begin = share_of(g.count, part, g.threads); begin < behind; begin += CHUNK) {
+      const int64_t end = std::min(begin + CHUNK, behind);
       for (int64_t tap = 0; tap < g.taps; ++tap) {
         int64_t column = 0;
         for (; column + GRADIENT_WIDTH * LANES <= g.outputs; column += GRADIENT_WIDTH * LANES)

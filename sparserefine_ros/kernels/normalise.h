@@ -5,7 +5,10 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "lanes.h"
+#include "shares.h"
 
 namespace sr {
 
@@ -17,8 +20,9 @@ static void norm_moments(const float *x, const float *pivot, int64_t count, int6
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
   for (int64_t part = 0; part < parts; ++part) {
     double *first = sums + part * 2 * channels, *second = first + channels;
-    for (int64_t begin = part * NORM_CHUNK; begin < count; begin += parts * NORM_CHUNK) {
-      const int64_t end = begin + NORM_CHUNK < count ? begin + NORM_CHUNK : count;
+    const int64_t behind = share_of(count, part + 1, parts);
+    for (int64_t begin = share_of(count, part, parts); begin < behind; begin += NORM_CHUNK) {
+      const int64_t end = std::min(begin + NORM_CHUNK, behind);
       for (int64_t c = 0; c < channels; c += LANES) {
         const Lanes middle = load(pivot + c);
         Lanes sum{}, square{};
@@ -54,8 +58,9 @@ static void norm_gradient_moments(const float *x, const float *y, const float *g
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
   for (int64_t part = 0; part < parts; ++part) {
     double *first = sums + part * 2 * channels, *second = first + channels;
-    for (int64_t begin = part * NORM_CHUNK; begin < count; begin += parts * NORM_CHUNK) {
-      const int64_t end = begin + NORM_CHUNK < count ? begin + NORM_CHUNK : count;
+    const int64_t behind = share_of(count, part + 1, parts);
+    for (int64_t begin = share_of(count, part, parts); begin < behind; begin += NORM_CHUNK) {
+      const int64_t end = std::min(begin + NORM_CHUNK, behind);
       for (int64_t c = 0; c < channels; c += LANES) {
         const Lanes middle = load(mean + c);
         Lanes sum{}, product{};

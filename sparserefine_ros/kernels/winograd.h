@@ -52,11 +52,25 @@ static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PAT
 // meet in a few sets of the first-level cache.
 constexpr int64_t SHIFT = 16;
 
+// Memory that begins with a cache line, so that vectors do not lie across two.
+class Memory {
+ public:
+  // Room for so many words at least.
+  void grow(int64_t words) {
+    const size_t vectors = size_t((words + LANES - 1) / LANES);
+    if (vectors_.size() < vectors) vectors_.resize(vectors);
+  }
+  float *data() { return reinterpret_cast<float *>(vectors_.data()); }
+
+ private:
+  std::vector<Lanes> vectors_;
+};
+
 // Where a thread does its work; kept from call to call, for fresh memory costs more than the work.
 struct Workshop {
-  std::vector<float> patches;       // by source [PATCH, tiles, channels]
-  std::vector<float> products;      // [PATCH, tiles, WIDTH * LANES]
-  std::vector<float> sums;          // of the rows
+  Memory patches;                   // by source [PATCH, tiles, channels]
+  Memory products;                  // [PATCH, tiles, WIDTH * LANES]
+  Memory sums;                      // of the rows
   int64_t rows[MOST_TILES * TILE];  // of the output, those that exist, tile by tile
   int64_t row_count;
 
@@ -65,9 +79,9 @@ struct Workshop {
     int64_t words = 0;
     for (int64_t i = 0; i < c.source_count; ++i)
       words += PATCH * (tiles * c.sources[i].channels + SHIFT) + 8 * c.sources[i].channels;
-    if (int64_t(patches.size()) < words) patches.resize(size_t(words));
-    products.resize(size_t(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT)));
-    sums.resize(size_t(sums_size(MOST_TILES * TILE)));
+    patches.grow(words);
+    products.grow(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT));
+    sums.grow(sums_size(MOST_TILES * TILE));
   }
 };
 
@@ -239,16 +253,17 @@ struct Division {
     ranges = large ? std::min((2 * threads + chunks - 1) / chunks, blocks) : 1;
     columns = (blocks + ranges - 1) / ranges * BLOCK;
   }
+
+  int64_t count() const { return chunks * ranges; }
 };
 
 // Called by all threads.
-static void convolve_by_tiles(const SrConvolution &c, int64_t threads) {
+static void convolve_by_tiles(const SrConvolution &c, int64_t threads, Shares &shares) {
   const Division d(c, threads);
   static thread_local Workshop shop;
   shop.prepare(c, d.per_chunk);
   int64_t entered = -1;
-#pragma omp for schedule(dynamic)
-  for (int64_t i = 0; i < d.chunks * d.ranges; ++i) {
+  for (int64_t i; shares.take(i);) {
     const int64_t begin = i / d.ranges * d.per_chunk, left = c.tile_count - begin;
     const int64_t count = std::min(left, d.per_chunk), column = i % d.ranges * d.columns;
     const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk};
@@ -259,18 +274,28 @@ static void convolve_by_tiles(const SrConvolution &c, int64_t threads) {
 }
 
 // One step after another. The threads stay together: to wake them takes longer than some steps.
-static void convolve(const SrStep *steps, int64_t count, int64_t threads) {
+static void convolve(const SrStep *first, int64_t count, int64_t threads) {
+  std::vector<SrStep> steps;
+  for (const SrStep *step = first; step < first + count; ++step) {
+    const bool by_tiles = step->parts->tile_count;
+    steps.push_back({step->parts, step->part_count, by_tiles ? nullptr : step->then});
+    if (by_tiles && step->then) steps.push_back({step->then, 1, nullptr});
+  }
+  std::vector<Shares> shares;
   bool divided = false;
-  for (int64_t i = 0; i < count; ++i) divided |= Chunks(steps[i], threads).count > 1;
+  for (const SrStep &step : steps) {
+    const int64_t chunks = step.parts->tile_count ? Division(*step.parts, threads).count()
+                                                  : Chunks(step, threads).count;
+    shares.emplace_back(chunks, threads);
+    divided |= chunks > 1;
+  }
 #pragma omp parallel num_threads(threads) if (divided)
-  for (int64_t i = 0; i < count; ++i) {
-    const SrStep &step = steps[i];
-    if (!step.parts->tile_count) {
-      convolve_directly(step, threads);
-      continue;
-    }
-    convolve_by_tiles(*step.parts, threads);
-    if (step.then) convolve_directly({step.then, 1, nullptr}, threads);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i].parts->tile_count)
+      convolve_by_tiles(*steps[i].parts, threads, shares[i]);
+    else
+      convolve_directly(steps[i], threads, shares[i]);
+#pragma omp barrier
   }
 }
 
