@@ -22,12 +22,13 @@ from sparserefine_ros.bundle import Bundle
 from sparserefine_ros.configuration import Record, read_yaml, write_yaml
 from sparserefine_ros.data.datasets import open_dataset
 from sparserefine_ros.errors import ConfigurationError
-from sparserefine_ros.evaluation.evaluate import evaluate
+from sparserefine_ros.evaluation.evaluate import check_comparable, evaluate
 from sparserefine_ros.evaluation.evaluation import Evaluation
 from sparserefine_ros.evaluation.storage import read_json, write_json
 from sparserefine_ros.evaluation.subset import Subset
 from sparserefine_ros.files import prepare_folder, write_text_whole
 from sparserefine_ros.pipeline import PipelineOptions
+from sparserefine_ros.training.crops import check_classes
 from sparserefine_ros.training.recipe import SelectorRecipe
 from sparserefine_ros.training.refiner import train_refiner
 from sparserefine_ros.training.selector import train_selector
@@ -83,13 +84,16 @@ def run_ablation(recipe: AblationRecipe, bundle: Bundle, folder: Path) -> str:
         folder: of this ablation; a stopped one goes on from its last checkpoint.
 
     Raises:
-        ConfigurationError: `folder` holds another ablation, or the recipe does not fit the bundle.
+        ConfigurationError: `folder` holds another ablation, or the recipe or its data do not fit
+            the bundle.
         SparseRefineError: a training or an evaluation failed.
     """
     full = open_named_bundle(recipe.dense_full) if recipe.dense_full else None
     origin = _Origin.of(recipe, bundle, full)
     _check_folder(folder, origin)
     dataset = open_dataset(recipe.evaluate_on, "val")
+    check_classes(recipe.refiner, bundle.class_names)
+    check_comparable(bundle, dataset, full)
     ablation = Ablation(recipe, bundle, measure_scores(bundle, dataset, Subset(recipe.limit)))
     _claim(folder, origin)  # now that the recipe fits: a mistake in it must not keep the folder
     found: dict[str, Evaluation] = {}

@@ -55,9 +55,8 @@ def evaluate(
     """
     if processes < 1:
         raise ConfigurationError(f"expected 1 process or more, got {processes}")
-    _check_classes("data", dataset.class_names, bundle)
+    check_comparable(bundle, dataset, dense_full)
     if dense_full is not None:
-        _check_classes("a full-resolution bundle", dense_full.class_names, bundle)
         dense_full = _dense_alone(dense_full)
     indices = subset.indices(len(dataset))
     processes = min(processes, len(indices))
@@ -106,6 +105,19 @@ def gather(
         parameters=result.parameters,
         notes=tuple(notes),
     )
+
+
+def check_comparable(
+    bundle: Bundle, dataset: SegmentationDataset, dense_full: Bundle | None
+) -> None:
+    """Check that data, and a bundle that is scored beside, have a bundle's classes.
+
+    Raises:
+        ConfigurationError: they have others, or another order.
+    """
+    _check_classes("data", dataset.class_names, bundle)
+    if dense_full is not None:
+        _check_classes("a full-resolution bundle", dense_full.class_names, bundle)
 
 
 def _check_classes(what: str, found: Sequence[str], bundle: Bundle) -> None:

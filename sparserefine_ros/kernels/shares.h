@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def make_recipe(**changes: Any) -> AblationRecipe:
     return AblationRecipe.model_validate({**FIELDS, **changes})
 
 
-def make_dense(folder: Path, *, features: bool = True) -> Bundle:
+def make_dense(
+    folder: Path, *, features: bool = True, names: Sequence[str] = CLASS_NAMES
+) -> Bundle:
     rng = np.random.default_rng(5)
     weight = rng.normal(0, 1, (CLASSES, 3)).astype(np.float32)
     write_pointwise_onnx(folder / "foreign.onnx", weight, np.zeros(CLASSES, np.float32))
@@ -69,7 +72,7 @@ def make_dense(folder: Path, *, features: bool = True) -> Bundle:
     fields = {
         "name": "foreign",
         "licence": "theirs",
-        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(CLASS_NAMES)],
+        "classes": [{"name": name, "colour": [i, 0, 0]} for i, name in enumerate(names)],
         "dense": dense,
     }
     (folder / "bundle.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
@@ -255,6 +258,17 @@ class TestStudy:
         with pytest.raises(ConfigurationError, match="without pixel budget"):
             run_ablation(recipe, dense, tmp_path / "out")
         assert not any((tmp_path / "out").iterdir())
+
+    def test_classes_are_compared_before_anything_is_trained(
+        self, dense: Bundle, tmp_path: Path
+    ) -> None:
+        other = make_dense(tmp_path, names=CLASS_NAMES[::-1])
+        with pytest.raises(ConfigurationError, match="data with the model's classes"):
+            run_ablation(make_recipe(**ONE_RUN), other, tmp_path / "out")
+        beside = make_recipe(**ONE_RUN, dense_full=str(other.folder))
+        with pytest.raises(ConfigurationError, match="full-resolution bundle with the bundle's"):
+            run_ablation(beside, dense, tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
 
     def test_a_file_where_the_folder_should_be(self, dense: Bundle, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("x")
