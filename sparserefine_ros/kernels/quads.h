@@ -86,7 +86,16 @@ static inline void accumulate(Quads (&quads)[ROWS / 2], const SrSource &s, int64
   }
 }
 
-// The links of a tile of rows, source by source.
+// The same with rows of a source that lie one after another.
+template <bool PAIRS, int ROWS>
+static inline void accumulate(Quads (&quads)[ROWS / 2], const SrSource &s, int64_t column,
+                              int64_t first) {
+  const float *input[ROWS];
+  for (int r = 0; r < ROWS; ++r) input[r] = s.features + (first + r) * s.pitch;
+  multiply_quads<PAIRS, ROWS>(quads, input, s.channels, weights_of<1>(s, column, 0, 0));
+}
+
+// The links of a tile of rows, source by source; null where they are the rows themselves, in order.
 template <int ROWS>
 class TileLinks {
  public:
@@ -94,15 +103,15 @@ class TileLinks {
     const bool run = !rows.list && valid >= ROWS;
     for (int64_t i = 0; i < c.source_count; ++i) {
       const SrSource &s = c.sources[i];
-      if (s.table && run) {
-        links_[i] = s.table + rows[first] * s.taps;
+      if (run) {
+        links_[i] = s.table ? s.table + rows[first] * s.taps : nullptr;
         continue;
       }
       int32_t *to = copies_[i];
       links_[i] = to;
       for (int64_t r = 0; r < ROWS; ++r) {
         // The last row stands there for those that are missing.
-        const int64_t site = rows[first + (run || r < valid ? r : valid - 1)];
+        const int64_t site = rows[first + (r < valid ? r : valid - 1)];
         if (!s.table)
           *to++ = int32_t(site);
         else
@@ -131,7 +140,9 @@ static void multiply_in_quads(const SrConvolution &c, const Rows &rows, int64_t 
     for (int64_t i = 0; i < c.source_count; ++i) {
       const SrSource &s = c.sources[i];
       if (s.winograd) continue;
-      if (s.taps == MOST_TAPS)
+      if (!links.of(i))
+        accumulate<PAIRS, ROWS>(quads, s, column, rows[first]);
+      else if (s.taps == MOST_TAPS)
         accumulate<PAIRS, ROWS>(quads, s, column, links.of(i), MOST_TAPS);
       else
         accumulate<PAIRS, ROWS>(quads, s, column, links.of(i), s.taps);
