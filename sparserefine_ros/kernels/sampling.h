@@ -76,6 +76,10 @@ static void sample_rows(const SrMap *maps, int64_t map_count, int64_t blocks, in
         for (int64_t channel = 0; channel < map->channels; ++channel) {
           const float *const values = map->values + channel * map->size;
           float *to = some.data() + map->column + channel;
+          // What the next blocks read is asked for: of neighbours, sixteen share a cache line.
+          const int64_t end = std::min(first + 2 * TOGETHER, blocks);
+          for (int64_t i = first + TOGETHER + 15; i < end; i += 16)
+            __builtin_prefetch(values + map->places[i]);
           for (int64_t i = 0; i < count; ++i, to += pitch) *to = values[map->places[first + i]];
         }
       convert(some.data(), count * pitch, rows + first * pitch);
