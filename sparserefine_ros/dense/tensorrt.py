@@ -131,6 +131,8 @@ class TensorRtSegmenter:
         """
         network_input = torch.from_numpy(self._contract.network_input(low_res_images))
         stream = self._stream()
+        # What earlier results are still read by may lie in memory that is given out again.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream), self._library.complaints() as complaints:
             try:
                 buffers = self._fit(tuple(network_input.shape))

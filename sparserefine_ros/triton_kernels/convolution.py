@@ -18,8 +18,6 @@ Shape legend: N input rows; M output rows; T taps; I input channels; O output ch
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,7 +25,6 @@ from typing import Any, Final
 import torch
 import triton
 import triton.language as tl
-import triton.testing
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +34,11 @@ from sparserefine_ros.triton_kernels.runtime import (
     launching_on,
     multiprocessors,
     power_of_two,
+)
+from sparserefine_ros.triton_kernels.tuning import (
+    TunedKernel,
+    size_class,
+    suits_precision,
 )
 
 # Buffers have rows of whole 32-byte sectors in half precision.
@@ -193,24 +195,11 @@ def _prune(
         or (
             min(_USUAL_TILE, widest) <= configuration.kwargs["BLOCK_N"] <= widest
             and configuration.kwargs["BLOCK_K"] <= deepest
+            and suits_precision(configuration, named["x"].dtype)
         )
     ]
 
 
-# Each tile is tried for some 25 ms. What was measured is kept on disk where this Triton can do so.
-TUNING: Final[dict[str, Any]] = {
-    "do_bench": functools.partial(triton.testing.do_bench, warmup=5, rep=20)
-}
-if "cache_results" in inspect.signature(triton.autotune).parameters:
-    TUNING["cache_results"] = True
-
-
-@triton.autotune(
-    _configurations(),
-    key=["size_class", "TAPS", "CHANNELS", "EXTRA_CHANNELS", "OUTPUTS", "SPLIT"],
-    prune_configs_by={"early_config_prune": _prune},
-    **TUNING,
-)
 # Tables and rows of one tap begin wherever those of the taps before end: their alignment changes
 # from frame to frame.
 @triton.jit(
@@ -255,6 +244,14 @@ def _convolve_kernel(
     else:
         place = (part.to(tl.int64) * count + m)[:, None] * OUTPUTS + n[None, :]
         tl.store(partial + place, acc, mask=in_count[:, None] & in_outputs[None, :])
+
+
+_tuned_kernel: Final = TunedKernel(
+    _convolve_kernel,
+    _configurations(),
+    key=["size_class", "TAPS", "CHANNELS", "EXTRA_CHANNELS", "OUTPUTS", "SPLIT"],
+    prune=_prune,
+)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -326,8 +323,8 @@ def convolve(
         return triton.cdiv(count, chosen["BLOCK_M"]) * across, split
 
     with launching_on(x):
-        _convolve_kernel[tiles](
-            x, pitch(x), table, weights.values, features, pitch(features), factors,
+        _tuned_kernel.launch(
+            tiles, x, pitch(x), table, weights.values, features, pitch(features), factors,
             *finish, partial, count, x.shape[0], size_class(count),
             TAPS=weights.taps, CHANNELS=weights.inputs,
             EXTRA_CHANNELS=0 if extra is None else extra[1].inputs,
@@ -352,14 +349,9 @@ def pitch(features: Tensor | None) -> int:
     return 0 if features is None else features.stride(0)
 
 
-def size_class(count: int) -> int:
-    """Row counts within a factor of four share what was measured."""
-    return (count.bit_length() + 1) // 2
-
-
 def tuned() -> int:
     """For how many sizes and shapes tiles have been chosen in this process."""
-    return len(_convolve_kernel.cache)
+    return _tuned_kernel.kinds
 
 
 def _choose_split(count: int, weights: Weights, device: torch.device) -> int:

@@ -14,7 +14,7 @@ output channels. A missing link is row N.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
@@ -23,13 +23,17 @@ from torch import Tensor
 
 from sparserefine_ros.sparse.convolve import pick_taps
 from sparserefine_ros.sparse.plan import Gather
-from sparserefine_ros.triton_kernels.convolution import LANES, TUNING, Weights, convolve, pitch
+from sparserefine_ros.triton_kernels.convolution import LANES, Weights, convolve, pitch
 from sparserefine_ros.triton_kernels.precision import multiply_add
 from sparserefine_ros.triton_kernels.runtime import (
     INTERPRETED,
     launching_on,
     multiprocessors,
     power_of_two,
+)
+from sparserefine_ros.triton_kernels.tuning import (
+    TunedKernel,
+    suits_precision,
 )
 
 # A program reads at least so many rows, or starting it costs more than it does.
@@ -79,7 +83,7 @@ def _configurations() -> list[triton.Config]:
 
 
 def _prune(
-    configurations: list[triton.Config], named: Mapping[str, object], **given: int
+    configurations: list[triton.Config], named: Mapping[str, Any], **given: int
 ) -> list[triton.Config]:
     """Tiles no wider than the kernel; the narrowest is always among them."""
     widths = {
@@ -90,16 +94,15 @@ def _prune(
         configuration
         for configuration in configurations
         if all(configuration.kwargs[side] <= width for side, width in widths.items())
+        and suits_precision(configuration, named["x"].dtype)
     ]
 
 
-@triton.autotune(
-    _configurations(),
-    key=["size_class", "TAPS", "CHANNELS", "OUTPUTS"],
-    prune_configs_by={"early_config_prune": _prune},
-    **TUNING,
+# As in `convolution`, alignment changes from frame to frame.
+@triton.jit(
+    do_not_specialize=["count", "inputs", "share", "size_class"],
+    do_not_specialize_on_alignment=["table", "rows"],
 )
-@triton.jit(do_not_specialize=["count", "inputs", "share", "size_class"])
 def _weight_gradient_kernel(
     x, x_pitch, table, gradients, gradient_pitch, rows, partial, count, inputs, share, size_class,
     TAPS: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
@@ -134,6 +137,14 @@ def _weight_gradient_kernel(
     tl.store(partial + place, acc, mask=in_channels[:, None] & in_outputs[None, :])
 
 
+_tuned_kernel: Final = TunedKernel(
+    _weight_gradient_kernel,
+    _configurations(),
+    key=["size_class", "TAPS", "CHANNELS", "OUTPUTS"],
+    prune=_prune,
+)
+
+
 def weight_gradient(features: Tensor, gradients: Tensor, gather: Gather) -> Tensor:
     """Gradient of the weights of a gather's taps.
 
@@ -160,9 +171,10 @@ def weight_gradient(features: Tensor, gradients: Tensor, gather: Gather) -> Tens
         return down * triton.cdiv(outputs, chosen["BLOCK_O"]), taps, parts
 
     with launching_on(features):
-        _weight_gradient_kernel[tiles](
-            features, pitch(features), gather.table.contiguous(), gradients, pitch(gradients),
-            gather.rows, partial, count, features.shape[0], share, share.bit_length(),
+        _tuned_kernel.launch(
+            tiles, features, pitch(features), gather.table.contiguous(),
+            gradients, pitch(gradients), gather.rows, partial,
+            count, features.shape[0], share, share.bit_length(),
             TAPS=taps, CHANNELS=channels, OUTPUTS=outputs,
         )  # fmt: skip
     return partial.sum(0)

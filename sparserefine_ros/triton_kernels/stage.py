@@ -30,10 +30,11 @@ from sparserefine_ros.refiner import Refiner
 from sparserefine_ros.sparse.engines import open_engine
 from sparserefine_ros.sparse.plan import SparsePlan
 from sparserefine_ros.sparse.unet import SparseUNet
-from sparserefine_ros.triton_kernels.convolution import size_class, tuned
+from sparserefine_ros.triton_kernels.convolution import tuned
 from sparserefine_ros.triton_kernels.fusion import MOST_FUSED, TritonGate, measure_uncertainty
 from sparserefine_ros.triton_kernels.runtime import check_device
 from sparserefine_ros.triton_kernels.topology import plan_from_mask
+from sparserefine_ros.triton_kernels.tuning import size_class
 from sparserefine_ros.triton_kernels.unet import is_out_of_memory
 
 
@@ -77,7 +78,7 @@ class TritonRefineStage:
             ) from err.with_traceback(None)
         self.engine, self.description = engine, f"{engine} on {device}"
         self.settled = False
-        self._met: set[int] = set()
+        self._met: set[tuple[int, tuple[int, int], tuple[int, int]]] = set()
 
     def __call__(
         self,
@@ -107,7 +108,7 @@ class TritonRefineStage:
             ) from err.with_traceback(None)  # which would hold the tensors of the failed run
         # Settled when the kernels of this frame had been compiled and tuned before. Sizes of the
         # levels below, and how taps are shared out, may be new where that of the pixels is not.
-        kind = size_class(selection.count)
+        kind = (size_class(selection.count), selection.full_size, dense.size)
         self.settled = tuned() == before and kind in self._met
         self._met.add(kind)
         return found

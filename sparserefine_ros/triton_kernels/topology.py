@@ -93,7 +93,11 @@ def _place(cell, height, width):
     return line // height, line % height, cell % width
 
 
-@triton.jit
+# Sizes of pictures and levels are not specialised: a camera of another size would compile anew.
+@triton.jit(
+    do_not_specialize=["source_height", "source_width", "batch", "height", "width"],
+    do_not_specialize_on_alignment=["source", "marks", "planes", "bounds", "source_bounds"],
+)
 def _mark_kernel(
     source, source_height, source_width, marks, planes, bounds, source_bounds, batch, height, width,
     POOL: tl.constexpr, FIND_BOUNDS: tl.constexpr, BLOCK: tl.constexpr,
@@ -131,7 +135,8 @@ def _mark_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "first", "other_first", "none", "base", "other_base", "active_height", "active_width",
+        "first", "other_first", "none", "base", "other_base", "batch", "height", "width",
+        "active_height", "active_width", "other_height", "other_width",
     ]
 )  # fmt: skip
 def _table_kernel(
@@ -170,7 +175,8 @@ def _one_of(plane, value0, value1, value2, value3):
 
 @triton.jit(
     do_not_specialize=[
-        "first", "planes", "base", "planes_base", "coarse_first", "coarse_base", "none",
+        "first", "planes", "base", "planes_base", "batch", "height", "width",
+        "coarse_first", "coarse_base", "coarse_height", "coarse_width", "none",
         "start1", "start2", "start3",
     ]
 )  # fmt: skip

@@ -63,6 +63,7 @@ def compile_choices(self: Any, *args: Any, **options: Any) -> None:
     self.nargs = dict(zip(self.arg_names, args, strict=False))
     for choice in self.prune_configs(options)[: None if EVERY else 1]:
         self.fn.run(*args, **options, **choice.all_kwargs())
+        self.best_config = choice
 
 
 plain_run, seen = JITFunction.run, set()
@@ -90,7 +91,8 @@ fusion.TritonGate(GatedEnsembler(19))(torch.zeros(64, 19), torch.zeros(64, 19))
 
 mask = torch.zeros(1, 32, 48, dtype=torch.bool)
 layout = topology._layout((1, 64, 96), 2, mask.device)
-marks, _ = topology._mark(mask, layout, find_bounds=True)
+for bounds_from_data in (False, True):
+    marks, _ = topology._mark(mask, layout, find_bounds=bounds_from_data)
 # The running sum stays empty here: say that there are sites.
 numbers = [0, 40, 50, 60, 70, 80, 100, 110, 115, 120, 125, 64, 96, 31, 47]
 scan = torch.zeros(layout.sections[-1].end, dtype=torch.int32)
