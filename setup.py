@@ -28,6 +28,8 @@ def kernels() -> list[Extension]:
     Optional: without a C++ compiler the package installs all the same and runs on PyTorch.
     """
     folder = Path(NAME) / "kernels"
+    # Python's own -fwrapv lets GCC know less of row addresses: 3 % in bfloat16.
+    common = ["-std=c++17", "-O3", "-fopenmp", "-fno-wrapv", "-Wno-psabi"]
     variants: dict[str, list[str]] = {"_portable": []}
     if platform.machine() in ("x86_64", "AMD64"):
         variants["_x86_64_v3"] = ["-march=x86-64-v3"]
@@ -41,7 +43,7 @@ def kernels() -> list[Extension]:
             f"{NAME}.kernels.{name}",
             [str(folder / "kernels.cpp")],
             depends=[str(path) for path in sorted(folder.glob("*.h"))],
-            extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-Wno-psabi", *flags],
+            extra_compile_args=[*common, *flags],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,
