@@ -130,11 +130,12 @@ class TensorRtSegmenter:
                 NaN, infinity or the wrong shape.
         """
         network_input = torch.from_numpy(self._contract.network_input(low_res_images))
-        stream = self._stream()
-        # What earlier results are still read by may lie in memory that is given out again.
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        stream, current = self._stream(), torch.cuda.current_stream(self._device)
         with torch.cuda.stream(stream), self._library.complaints() as complaints:
             try:
+                if self._on_device:
+                    # The memory of earlier results may be given out again while they are read.
+                    stream.wait_stream(current)
                 buffers = self._fit(tuple(network_input.shape))
                 buffers.input.copy_(network_input)
                 if not buffers.run():
@@ -150,7 +151,7 @@ class TensorRtSegmenter:
                     found = self._contract.dense_outputs(arrays, low_res_images)
             except RuntimeError as err:  # PyTorch's CUDA errors, out of memory among them
                 raise ModelOutputError(f"the dense model failed: {err}") from err
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        current.wait_stream(stream)
         return found
 
     def _stream(self) -> torch.cuda.Stream:

@@ -26,6 +26,7 @@ constexpr int64_t LANES = 4;
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntLanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t UnsignedLanes __attribute__((vector_size(4 * LANES)));
 typedef int16_t HalfLanes __attribute__((vector_size(2 * LANES)));
 typedef uint8_t ByteLanes __attribute__((vector_size(LANES)));
 
@@ -88,9 +89,9 @@ static inline void store_bfloat16(uint16_t *to, Lanes value) {
   const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
   std::memcpy(to, &rounded, sizeof rounded);
 #else
-  IntLanes bits;
+  UnsignedLanes bits;
   std::memcpy(&bits, &value, sizeof bits);
-  const IntLanes rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const UnsignedLanes rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const auto halves = __builtin_convertvector(rounded, HalfLanes);
   std::memcpy(to, &halves, sizeof halves);
 #endif

@@ -18,9 +18,9 @@ constexpr int64_t share_of(int64_t count, int64_t thread, int64_t threads) {
 }
 
 // Each thread works through a share of its own, one after another; whoever is done takes from the
-// ends of the others' shares. Of every step a thread has the same part of the picture: what it reads
-// is in its own caches, for it wrote it itself. From another core it would come slower, by far where
-// cores do not share a cache.
+// ends of the others' shares. Unless threads share the columns of a layer, a thread has the same part
+// of the picture in every step: what it reads is in its own caches, for it wrote it itself. From
+// another core it would come slower, by far where cores do not share a cache.
 class Shares {
  public:
   Shares(int64_t count, int64_t threads) : shares_(static_cast<size_t>(threads)) {

@@ -52,7 +52,7 @@ static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PAT
 // meet in a few sets of the first-level cache.
 constexpr int64_t SHIFT = 16;
 
-// Memory that begins with a cache line, so that vectors do not lie across two.
+// Memory aligned as vectors are, so that none lies across two cache lines.
 class Memory {
  public:
   // Room for so many words at least.

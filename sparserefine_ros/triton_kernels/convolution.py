@@ -35,11 +35,7 @@ from sparserefine_ros.triton_kernels.runtime import (
     multiprocessors,
     power_of_two,
 )
-from sparserefine_ros.triton_kernels.tuning import (
-    TunedKernel,
-    size_class,
-    suits_precision,
-)
+from sparserefine_ros.triton_kernels.tuning import TunedKernel, size_class, suits_precision
 
 # Buffers have rows of whole 32-byte sectors in half precision.
 LANES: Final = 16
@@ -350,7 +346,7 @@ def pitch(features: Tensor | None) -> int:
 
 
 def tuned() -> int:
-    """For how many sizes and shapes tiles have been chosen in this process."""
+    """For how many kinds of launches tiles have been chosen in this process."""
     return _tuned_kernel.kinds
 
 

@@ -31,10 +31,7 @@ from sparserefine_ros.triton_kernels.runtime import (
     multiprocessors,
     power_of_two,
 )
-from sparserefine_ros.triton_kernels.tuning import (
-    TunedKernel,
-    suits_precision,
-)
+from sparserefine_ros.triton_kernels.tuning import TunedKernel, suits_precision
 
 # A program reads at least so many rows, or starting it costs more than it does.
 _LEAST_ROWS: Final = 1024

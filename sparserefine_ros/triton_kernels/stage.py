@@ -107,7 +107,8 @@ class TritonRefineStage:
                 f"({err}); lower max_refined_pixels, or free memory of the GPU"
             ) from err.with_traceback(None)  # which would hold the tensors of the failed run
         # Settled when the kernels of this frame had been compiled and tuned before. Sizes of the
-        # levels below, and how taps are shared out, may be new where that of the pixels is not.
+        # levels below, and how taps are shared out, may be new where that of the pixels is not. For
+        # another picture size memory is allocated.
         kind = (size_class(selection.count), selection.full_size, dense.size)
         self.settled = tuned() == before and kind in self._met
         self._met.add(kind)

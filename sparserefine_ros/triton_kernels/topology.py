@@ -93,7 +93,7 @@ def _place(cell, height, width):
     return line // height, line % height, cell % width
 
 
-# Sizes of pictures and levels are not specialised: a camera of another size would compile anew.
+# Sizes of pictures and levels are not specialised, or a camera of another size would compile anew.
 @triton.jit(
     do_not_specialize=["source_height", "source_width", "batch", "height", "width"],
     do_not_specialize_on_alignment=["source", "marks", "planes", "bounds", "source_bounds"],

@@ -15,6 +15,12 @@ import triton.testing
 
 from sparserefine_ros.processor import available_cores
 
+# Triton 3.6 or newer.
+COMPILES_SIDE_BY_SIDE: Final = (
+    hasattr(triton, "AsyncCompileMode")
+    and "ignore_errors" in inspect.signature(triton.AsyncCompileMode).parameters
+)
+
 # Float32 products are unrolled: large tiles take minutes to compile and spill registers.
 _MOST_FLOAT32_PRODUCTS: Final = 64 * 64 * 32
 
@@ -100,7 +106,7 @@ class TunedKernel:
         self, grid: Grid, args: Sequence[Any], constants: Mapping[str, Any]
     ) -> None:
         """On all cores, where this Triton can; the tuner meets again what does not compile."""
-        if not hasattr(triton, "AsyncCompileMode"):
+        if not COMPILES_SIDE_BY_SIDE:
             return
         with (
             ThreadPoolExecutor(available_cores()) as pool,

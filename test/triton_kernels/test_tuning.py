@@ -18,7 +18,11 @@ triton = pytest.importorskip(
 )
 
 from sparserefine_ros.triton_kernels.convolution import _configurations  # noqa: E402
-from sparserefine_ros.triton_kernels.tuning import TunedKernel, suits_precision  # noqa: E402
+from sparserefine_ros.triton_kernels.tuning import (  # noqa: E402
+    COMPILES_SIDE_BY_SIDE,
+    TunedKernel,
+    suits_precision,
+)
 
 CHOICE = triton.Config({"BLOCK_M": 64}, num_warps=2)
 
@@ -129,9 +133,7 @@ convolution.convolve(x, table, weights, 64, raw=torch.zeros(64, 16))
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(triton, "AsyncCompileMode"), reason="this Triton compiles one after another"
-)
+@pytest.mark.skipif(not COMPILES_SIDE_BY_SIDE, reason="this Triton compiles one after another")
 def test_tiles_are_compiled_side_by_side(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
