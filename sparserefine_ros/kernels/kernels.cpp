@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // C interface of the CPU kernels. All pointers are to C-contiguous memory unless a pitch is given.
 
+#include "cover.h"
 #include "fuse.h"
 #include "gradient.h"
 #include "normalise.h"

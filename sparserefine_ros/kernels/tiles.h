@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiles of 4x4 places that Winograd's convolution works on, the patches of inputs around them,
-// and the transforms of both.
+// and the transforms of both. Where the tiles lie, `cover.h` says.
 //
-// Tiles begin at coordinates that are multiples of four. Taps, places of a patch and of a tile count
-// rows first, like the taps of the tables: a place of a patch is 6 * column + row, an output of a
-// tile 4 * column + row.
+// Taps, places of a patch and of a tile count rows first, like the taps of the tables: a place of a
+// patch is 6 * column + row, an output of a tile 4 * column + row.
 
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "lanes.h"
-#include "plan.h"
 
 namespace sr {
 
@@ -22,30 +19,6 @@ constexpr int REACH = SIDE + 2, PATCH = REACH * REACH;
 // Points at which polynomials are evaluated, beside their negatives, 0 and infinity. They are exact in
 // binary and give half the error of 1 and 2.
 constexpr float NEAR = 0.75f, FAR = 1.5f;
-
-// tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are,
-// which is no more than `count`. They come in the order of their first sites.
-static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, int32_t *tiles) {
-  // The last tile of each column of tiles, and the row of tiles that it is of.
-  struct Last {
-    int64_t band = -1, tile = 0;
-  };
-  std::vector<Last> columns(size_t((grid.width + SIDE - 1) / SIDE));
-  const int64_t bands = (grid.height + SIDE - 1) / SIDE;
-  int64_t found = 0;
-  Places places(grid);
-  for (int64_t n = 0; n < count; ++n) {
-    const Place p = places(sites[n]);
-    const int64_t band = p.batch * bands + p.row / SIDE;
-    Last &last = columns[size_t(p.column / SIDE)];
-    if (last.band != band) {
-      last = {band, found++};
-      for (int o = 0; o < TILE; ++o) tiles[last.tile * TILE + o] = int32_t(count);
-    }
-    tiles[last.tile * TILE + p.column % SIDE * SIDE + p.row % SIDE] = int32_t(n);
-  }
-  return found;
-}
 
 // Rows of the inputs around a tile. What no output of the tile draws on may stay "none".
 static inline void find_patch(const int32_t *tile, int64_t count, const int32_t *table,

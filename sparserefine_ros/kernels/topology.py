@@ -45,7 +45,7 @@ def expand_mask(
 
 
 def find_tiles(kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """The tiles of 4x4 places, from coordinates on that are multiples of 4, that hold a site.
+    """Tiles of 4x4 places, anywhere in a picture or across its edges, that share the sites.
 
     Args:
         kernels: as `compiled_kernels` returns.
@@ -53,7 +53,8 @@ def find_tiles(kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]) -> T
         grid: (B, H, W).
 
     Returns:
-        int32 [tiles, 16], rows of their sites at 4 * column + row of the tile; N for "none".
+        int32 [tiles, 16], rows of their sites at 4 * column + row of the tile; N for "none", and
+        where a site is another tile's.
     """
     sites = sites.to(torch.int64).contiguous()
     # Only the pages that are written to take memory.

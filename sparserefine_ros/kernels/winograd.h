@@ -19,11 +19,13 @@ constexpr int GROUP = 16;
 // Words of a cache line.
 constexpr int64_t LINE = 16;
 
-// Tiles in work at once, which share a visit of the weights: a multiple of those multiplied together.
-constexpr int64_t MOST_TILES = 48;
-
 // Weights, in words, that the second-level cache does not hold, and that no cache holds.
 constexpr int64_t MIDDLING = 1 << 18, LARGE = 1 << 20;
+
+// Tiles in work at once, which share a visit of the weights. What becomes of TILES stays in the
+// second-level cache; they are a multiple of those multiplied together, however wide. Where the
+// weights are large, there are about MANY_TILES and at most MOST_TILES.
+constexpr int64_t TILES = 24, MANY_TILES = 48, MOST_TILES = MANY_TILES + MANY_TILES / 2;
 
 // One source's patch of a tile, transformed, at `out` [PATCH, step].
 static inline void transform_patch(const SrSource &s, const int32_t (&patch)[PATCH], float *out,
@@ -80,8 +82,8 @@ struct Workshop {
     for (int64_t i = 0; i < c.source_count; ++i)
       words += PATCH * (tiles * c.sources[i].channels + SHIFT) + 8 * c.sources[i].channels;
     patches.grow(words);
-    products.grow(PATCH * ((MOST_TILES + 8) * MOST_WIDTH * LANES + SHIFT));
-    sums.grow(sums_size(MOST_TILES * TILE));
+    products.grow(PATCH * ((tiles + 8) * MOST_WIDTH * LANES + SHIFT));
+    sums.grow(sums_size(tiles * TILE));
   }
 };
 
@@ -90,11 +92,12 @@ struct WinogradChunk {
   Workshop &shop;
   const int32_t *tiles;
   const int64_t count, per_chunk;
+  const int64_t coming;  // tiles behind these that the thread will probably work on next
 
   int64_t step(const SrSource &s) const { return per_chunk * s.channels + SHIFT; }
   template <int WIDTH>
   float *products(int place) const {
-    return shop.products.data() + place * ((MOST_TILES + 8) * WIDTH * LANES + SHIFT);
+    return shop.products.data() + place * ((per_chunk + 8) * WIDTH * LANES + SHIFT);
   }
 
   // Transforms the inputs.
@@ -117,30 +120,46 @@ struct WinogradChunk {
     }
   }
 
-  // Asks for the memory that the columns will be written to, so that it is there in time. (Rows of
-  // the output are sites: `c.rows` is null.)
-  template <int WIDTH>
-  __attribute__((always_inline)) void prefetch(int64_t column) const {
-    const auto ask = [&](const void *to, bool bfloat16, int64_t first) {
-      const int64_t size = bfloat16 ? 2 : 4;
-      const char *at = static_cast<const char *>(to) + (first + column) * size;
-      for (int64_t i = 0; i < size * WIDTH * LANES; i += 64) __builtin_prefetch(at + i, 1);
-    };
-    for (int64_t i = 0; i < shop.row_count; ++i) {
-      const int64_t row = shop.rows[i];
-      if (c.raw) ask(c.raw, c.raw_bfloat16, row * c.raw_pitch);
-      for (const SrActivation &a : c.activations)
-        if (a.out) ask(a.out, a.bfloat16, row * a.pitch);
-    }
-  }
-
+  // What is needed later is asked for in as many parts as there are places, beside the products of
+  // each: the memory that the columns will be written to, and the inputs of the tiles behind these.
   template <int WIDTH>
   void run(int64_t column) const {
     constexpr int ROWS = tile_rows<WIDTH>();
-    prefetch<WIDTH>(column);
-    for (int place = 0; place < PATCH; ++place) multiply<ROWS, WIDTH>(place, column);
+    for (int place = 0; place < PATCH; ++place) {
+      if (column == 0) prefetch_inputs(place);
+      prefetch_outputs<WIDTH>(place, column);
+      multiply<ROWS, WIDTH>(place, column);
+    }
     leave<WIDTH>(column);
     convolve_columns<WIDTH>(c, {shop.rows, 0, shop.row_count}, column, shop.sums.data(), true);
+  }
+
+  // (Inlined, as in `source.h`. Rows of the output are sites: `c.rows` is null.)
+  template <int WIDTH>
+  __attribute__((always_inline)) void prefetch_outputs(int place, int64_t column) const {
+    const auto ask = [&](const void *to, int64_t first, int64_t size) __attribute__((always_inline)) {
+      const char *at = static_cast<const char *>(to) + (first + column) * size;
+      for (int64_t i = 0; i < size * WIDTH * LANES; i += 64) __builtin_prefetch(at + i, 1, 2);
+    };
+    const int64_t end = share_of(shop.row_count, place + 1, PATCH);
+    for (int64_t i = share_of(shop.row_count, place, PATCH); i < end; ++i) {
+      const int64_t row = shop.rows[i];
+      if (c.residual) ask(c.residual, row * c.residual_pitch, 4);
+      if (c.raw && c.raw != c.residual) ask(c.raw, row * c.raw_pitch, c.raw_bfloat16 ? 2 : 4);
+      for (const SrActivation &a : c.activations)
+        if (a.out) ask(a.out, row * a.pitch, a.bfloat16 ? 2 : 4);
+    }
+  }
+
+  __attribute__((always_inline)) void prefetch_inputs(int place) const {
+    const int32_t *site = tiles + (count + share_of(coming, place, PATCH)) * TILE;
+    const int32_t *end = tiles + (count + share_of(coming, place + 1, PATCH)) * TILE;
+    for (; site < end; ++site)
+      for (int64_t i = 0; i < c.source_count && *site < c.count; ++i) {
+        const SrSource &s = c.sources[i];
+        const float *row = s.features + *site * s.pitch;
+        for (int64_t at = 0; at < s.channels; at += LINE) __builtin_prefetch(row + at, 0, 2);
+      }
   }
 
   // One place of all tiles, over all sources: as many channels at a time as have their weights stay
@@ -242,16 +261,18 @@ struct Division {
     int64_t words = 0;
     for (int64_t i = 0; i < c.source_count; ++i)
       if (c.sources[i].winograd) words += PATCH * c.sources[i].channels * c.outputs;
-    // Fewer tiles where the threads would not get several chunks each; but weights that are too
-    // large for a cache are read as seldom as can be, and the threads share the columns.
+    // Weights that are too large for a cache are read as seldom as can be, and the threads share the
+    // columns. Of other chunks each thread gets several, if they must be smaller.
     const bool large = words > LARGE;
     constexpr int64_t ROWS = tile_rows<MOST_WIDTH>();
-    const int64_t fair = large ? MOST_TILES : c.tile_count / (4 * threads) + ROWS;
-    per_chunk = std::min(fair / ROWS * ROWS, MOST_TILES);
+    const int64_t turns = std::max<int64_t>((c.tile_count + MANY_TILES / 2) / MANY_TILES, 1);
+    const int64_t even = (c.tile_count + turns * ROWS - 1) / (turns * ROWS) * ROWS;
+    const int64_t fair = (c.tile_count / (4 * threads) + ROWS) / ROWS * ROWS;
+    per_chunk = large ? even : std::min(fair, TILES);
     chunks = (c.tile_count + per_chunk - 1) / per_chunk;
     const int64_t blocks = (c.outputs + BLOCK - 1) / BLOCK;
-    ranges = large ? std::min((2 * threads + chunks - 1) / chunks, blocks) : 1;
-    columns = (blocks + ranges - 1) / ranges * BLOCK;
+    ranges = large ? blocks : 1;
+    columns = large ? BLOCK : blocks * BLOCK;
   }
 
   int64_t count() const { return chunks * ranges; }
@@ -266,7 +287,8 @@ static void convolve_by_tiles(const SrConvolution &c, int64_t threads, Shares &s
   for (int64_t i; shares.take(i);) {
     const int64_t begin = i / d.ranges * d.per_chunk, left = c.tile_count - begin;
     const int64_t count = std::min(left, d.per_chunk), column = i % d.ranges * d.columns;
-    const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk};
+    const int64_t coming = d.ranges > 1 ? 0 : std::min(left - count, d.per_chunk);
+    const WinogradChunk chunk{c, shop, c.tiles + begin * TILE, count, d.per_chunk, coming};
     if (entered != begin) chunk.enter();
     entered = begin;
     by_columns(column, std::min(column + d.columns, c.outputs), chunk);

@@ -36,14 +36,28 @@ def tiles_of(level: Level, kernels: Kernels) -> Tensor:
 def test_every_site_lies_in_one_tile(name: str, kernels: Kernels) -> None:
     level = finest(MASKS[name])
     _, height, width = level.grid
-    expected: dict[tuple[int, int, int], list[int]] = {}
-    for row, site in enumerate(level.sites.tolist()):
-        picture, place = divmod(site, height * width)
-        y, x = divmod(place, width)
-        tile = expected.setdefault((picture, y // 4, x // 4), [level.count] * 16)
-        tile[x % 4 * 4 + y % 4] = row
-    found = tiles_of(level, kernels).tolist()
-    assert sorted(found) == sorted(expected.values())
+    found = tiles_of(level, kernels)
+    assert sorted(found[found < level.count].tolist()) == list(range(level.count))
+    for tile in found.tolist():
+        corners = set()
+        for place, row in enumerate(tile):
+            if row < level.count:
+                picture, pixel = divmod(int(level.sites[row]), height * width)
+                y, x = divmod(pixel, width)
+                corners.add((picture, y - place % 4, x - place // 4))
+        assert len(corners) == 1
+
+
+def test_tiles_lie_where_the_sites_are(kernels: Kernels) -> None:
+    """Not on a grid: squares of 4x4 take a tile each, wherever they are."""
+    for y, x in itertools.product(range(5), range(5)):
+        mask = torch.zeros(2, 1, 13, 21, dtype=torch.bool)
+        mask[0, 0, y : y + 4, x : x + 4] = True
+        mask[0, 0, y + 3 : y + 7, x + 7 : x + 11] = True
+        mask[1, 0, y : y + 4, x + 12 : x + 16] = True
+        tiles = tiles_of(finest(mask), kernels)
+        assert tiles.shape == (3, 16)
+        assert int(tiles.max()) < 48
 
 
 @pytest.mark.parametrize("threads", [1, 3])
