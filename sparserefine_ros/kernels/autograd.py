@@ -53,6 +53,7 @@ def convolve_gathers(
     features: Tensor,
     gathers: Sequence[tuple[Gather, Weights]],
     out: Tensor,
+    tiles: Tensor | None = None,
 ) -> None:
     """Write the output rows of gathers.
 
@@ -61,6 +62,7 @@ def convolve_gathers(
         features: [N, I], contiguous.
         gathers: with the kernel's taps of each; several have all output rows among them.
         out: [outputs, padded(O)].
+        tiles: as `SiteTiles.of` gives them, for Winograd's weights.
     """
     convolver = Convolver(kernels, torch.get_num_threads())
     convolver.add(
@@ -71,6 +73,7 @@ def convolve_gathers(
                 out.shape[1],
                 raw=out,
                 rows=gather.rows,
+                tiles=tiles,
             )
             for gather, weights in gathers
         )

@@ -9,7 +9,6 @@ A missing link is row N.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -25,18 +24,6 @@ _MOST_ACTIVATIONS: Final = 2
 _MOST_SOURCES_IN_QUADS: Final = 4
 _MOST_TAPS_IN_QUADS: Final = 9
 
-# Where `tiles.h` evaluates polynomials, beside infinity.
-_POINTS: Final = (0.0, 0.75, -0.75, 1.5, -1.5)
-
-
-def _winograd_matrix() -> Tensor:
-    """G of Lavin and Gray (2016), section 4, for our points: float64 [6, 3]."""
-    rows = []
-    for point in _POINTS:
-        scale = math.prod(point - other for other in _POINTS if other != point)
-        rows.append([1.0 / scale, point / scale, point**2 / scale])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -47,7 +34,7 @@ class Weights:
         channels: words per tap and output.
         dtype: float32 or bfloat16, which the features have too.
         quads: whether the last 16 outputs are laid out for `quads.h`.
-        winograd: whether they are transformed, for whole tiles; see `winograd.h`.
+        winograd: whether they are those of `kernels.winograd.pack`.
     """
 
     words: Tensor
@@ -77,17 +64,6 @@ class Weights:
         if padded(values.shape[2]) % kernels.block == LANES:
             values = F.pad(values.detach(), (0, 0, 0, padded(inputs) - inputs))
         return cls.pack(values, kernels, dtype)
-
-    @classmethod
-    def pack_winograd(cls, values: Tensor, kernels: Kernels) -> Weights:
-        """From weights [9, I, O] of a 3x3 convolution, float32."""
-        inputs = values.shape[1]
-        grid = F.pad(values.detach().double(), (0, 0, 0, padded(inputs) - inputs))
-        grid = grid.view(3, 3, *grid.shape[1:])
-        matrix = _winograd_matrix()
-        taps = torch.einsum("ac,bd,cdio->abio", matrix, matrix, grid).flatten(0, 1)
-        blocks = [block.flatten() for block in torch.split(pad_channels(taps), kernels.block, 2)]
-        return cls(torch.cat(blocks), taps.shape[1], torch.float32, winograd=True)
 
 
 def _words(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,7 +101,7 @@ class Convolution:
         bias: [pitch].
         residual: float32, added to the sums; may be `raw`.
         rows: int64 [count], output rows; None for all in order.
-        tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
+        tiles: int32 [tiles, 16], see `kernels.winograd.SiteTiles`; for Winograd's weights.
     """
 
     sources: Sequence[Source]

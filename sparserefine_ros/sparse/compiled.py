@@ -20,11 +20,12 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from sparserefine_ros.kernels import winograd
 from sparserefine_ros.kernels.convolution import (
     Activation,
     Convolution,
@@ -34,15 +35,9 @@ from sparserefine_ros.kernels.convolution import (
     pad_channels,
 )
 from sparserefine_ros.kernels.library import Kernels
-from sparserefine_ros.kernels.topology import find_tiles
 from sparserefine_ros.sparse.norm import SiteNorm
 from sparserefine_ros.sparse.plan import Level, Links, SparsePlan
 from sparserefine_ros.sparse.unet import ResidualBlock, SparseUNet, UNetLevel
-
-# Input channels from which on Winograd's products are faster; fewer leave too little to save.
-_WINOGRAD_CHANNELS: Final = 32
-# Sites in a tile, on average, from which on its 36 products are fewer than those of the sites.
-_WINOGRAD_SITES: Final = 6
 
 
 def _activation(norm: SiteNorm, dtype: torch.dtype, channels: slice = slice(None)) -> Activation:
@@ -67,10 +62,10 @@ class _Form:
     def pack_same(self, parts: Sequence[Tensor]) -> _Same:
         """Of a 3x3 convolution within a level, [9, I, O] for each part of its inputs."""
         inputs = sum(part.shape[1] for part in parts)
-        winograd = None
-        if self.dtype == torch.float32 and inputs >= _WINOGRAD_CHANNELS:
-            winograd = [Weights.pack_winograd(part, self.kernels) for part in parts]
-        return _Same([self.pack(part) for part in parts], winograd)
+        transformed = None
+        if self.dtype == torch.float32 and inputs >= winograd.LEAST_CHANNELS:
+            transformed = [winograd.pack(part, self.kernels) for part in parts]
+        return _Same([self.pack(part) for part in parts], transformed)
 
 
 @dataclass(frozen=True)
@@ -113,9 +108,9 @@ class _Sites:
 
     @functools.cached_property
     def tiles(self) -> Tensor | None:
-        """For Winograd's products; None where the sites are too scattered for them."""
-        tiles = find_tiles(self.kernels, self.level.sites, self.level.grid)
-        return tiles if self.count >= _WINOGRAD_SITES * len(tiles) else None
+        """For Winograd's products; None where the sites lie too far apart."""
+        tiles = self.level.same.tiles
+        return None if tiles is None else tiles.of(self.kernels)
 
     def convolve(
         self,

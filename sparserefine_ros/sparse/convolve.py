@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from sparserefine_ros.errors import BackendError
-from sparserefine_ros.kernels import autograd, convolution
+from sparserefine_ros.kernels import autograd, convolution, winograd
 from sparserefine_ros.kernels.library import TRITON, VARIABLE, Kernels, compiled_kernels
+from sparserefine_ros.kernels.winograd import SiteTiles
 from sparserefine_ros.sparse.index import TAPS
 from sparserefine_ros.sparse.plan import Gather, Links
 
@@ -127,7 +128,11 @@ def _add_taps(result: Tensor, taps: tuple[int, ...], values: Tensor) -> None:
 
 
 def _convolve(
-    features: Tensor, kernel: Tensor, gathers: tuple[Gather, ...], outputs: int
+    features: Tensor,
+    kernel: Tensor,
+    gathers: tuple[Gather, ...],
+    outputs: int,
+    tiles: SiteTiles | None,
 ) -> Tensor:
     width = kernel.shape[2]
     triton = _triton_for(features)
@@ -135,16 +140,28 @@ def _convolve(
         return triton.convolve_gathers(features, kernel, gathers, outputs)
     kernels = _kernels_for(features)
     if kernels is not None:
-        features = features.contiguous()
-        out = features.new_empty(outputs, convolution.padded(width))
-        pack = convolution.Weights.pack
-        weights = [pack(pick_taps(kernel, gather.taps), kernels) for gather in gathers]
-        autograd.convolve_gathers(kernels, features, list(zip(gathers, weights, strict=True)), out)
-        return out[:, :width]
+        return _convolve_compiled(kernels, features.contiguous(), kernel, gathers, outputs, tiles)
     padded, out = with_none_row(features), features.new_empty(outputs, width)
     for gather in gathers:
         apply_gather(padded, stacked_taps(kernel, gather.taps), gather, out)
     return out
+
+
+def _convolve_compiled(
+    kernels: Kernels,
+    features: Tensor,
+    kernel: Tensor,
+    gathers: tuple[Gather, ...],
+    outputs: int,
+    tiles: SiteTiles | None,
+) -> Tensor:
+    _, inputs, width = kernel.shape
+    out = features.new_empty(outputs, convolution.padded(width))
+    found = None if tiles is None else tiles.for_once(kernels, inputs)
+    pack = convolution.Weights.pack if found is None else winograd.pack
+    weights = [(gather, pack(pick_taps(kernel, gather.taps), kernels)) for gather in gathers]
+    autograd.convolve_gathers(kernels, features, weights, out, found)
+    return out[:, :width]
 
 
 def _kernels_for(features: Tensor) -> Kernels | None:
@@ -186,7 +203,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, links: Links) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.links = links
-        return _convolve(features, kernel, links.forward, links.outputs)
+        return _convolve(features, kernel, links.forward, links.outputs, links.tiles)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -196,7 +213,7 @@ class _Convolution(torch.autograd.Function):
         grad = grad.contiguous()
         if ctx.needs_input_grad[0]:
             swapped = kernel.transpose(1, 2)
-            grad_features = _convolve(grad, swapped, links.backward, links.inputs)
+            grad_features = _convolve(grad, swapped, links.backward, links.inputs, links.tiles)
         if ctx.needs_input_grad[1]:
             grad_kernel = _kernel_gradient(features, grad, links, kernel)
         return grad_features, grad_kernel, None

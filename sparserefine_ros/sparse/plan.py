@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sparserefine_ros.kernels.library import compiled_kernels
 from sparserefine_ros.kernels.topology import CompiledIndexMap
+from sparserefine_ros.kernels.winograd import SiteTiles
 from sparserefine_ros.sparse.index import PARITIES, TAPS, IndexMap, SiteIndex
 
 Bounds = Literal["image", "data"]
@@ -60,12 +61,14 @@ class Links:
         outputs: number of output rows.
         forward: gathers that produce every output row from the input rows.
         backward: gathers that produce every input row from the output rows, through the same taps.
+        tiles: of the sites that are linked among themselves, on the CPU; None of others.
     """
 
     inputs: int
     outputs: int
     forward: tuple[Gather, ...]
     backward: tuple[Gather, ...]
+    tiles: SiteTiles | None = None
 
     def reversed(self) -> Links:
         """The transposed convolution's links."""
@@ -77,7 +80,8 @@ class Links:
             tuple(gather.to(device) for gather in gathers)
             for gathers in (self.forward, self.backward)
         )
-        return replace(self, forward=forward, backward=backward)
+        tiles = self.tiles if device.type == "cpu" else None
+        return Links(self.inputs, self.outputs, forward, backward, tiles)
 
     def pairs(self) -> int:
         """Number of existing (input, output, tap) triples."""
@@ -150,9 +154,10 @@ def build_plan(
         size = _strided_size(sites, grid, bounds)
         next_sites, next_grid = index.strided_sites(size), (grid[0], *size)
         next_index = _index(next_sites, next_grid)
-        levels.append(Level(grid, sites, _same_links(index), _down_links(index, next_index)))
+        same = _same_links(index, sites, grid)
+        levels.append(Level(grid, sites, same, _down_links(index, next_index)))
         sites, grid, index = next_sites, next_grid, next_index
-    levels.append(Level(grid, sites, _same_links(index), None))
+    levels.append(Level(grid, sites, _same_links(index, sites, grid), None))
     return SparsePlan(tuple(levels))
 
 
@@ -161,12 +166,13 @@ def _index(sites: Tensor, grid: tuple[int, int, int]) -> SiteIndex:
     return IndexMap(sites, grid) if kernels is None else CompiledIndexMap(kernels, sites, grid)
 
 
-def _same_links(index: SiteIndex) -> Links:
+def _same_links(index: SiteIndex, sites: Tensor, grid: tuple[int, int, int]) -> Links:
+    tiles = SiteTiles(sites, grid) if sites.device.type == "cpu" else None
     taps = tuple(range(TAPS))
     table = index.same_table()
     # Site j is neighbour k of site i exactly when i is neighbour 8 - k of j.
     backward = Gather(None, table, taps[::-1])
-    return Links(index.count, index.count, (Gather(None, table, taps),), (backward,))
+    return Links(index.count, index.count, (Gather(None, table, taps),), (backward,), tiles)
 
 
 def _strided_size(sites: Tensor, grid: tuple[int, int, int], bounds: Bounds) -> tuple[int, int]:

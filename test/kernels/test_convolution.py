@@ -11,7 +11,7 @@ import torch
 from oracle import grid_of, grid_to_rows, rows_to_grid, sites_of, strided, strided_mask, submanifold
 from torch import Tensor
 
-from sparserefine_ros.kernels import convolution
+from sparserefine_ros.kernels import convolution, winograd
 from sparserefine_ros.kernels.convolution import (
     Activation,
     Convolution,
@@ -112,7 +112,7 @@ def test_parts_that_share_an_output_and_what_comes_after_them(
     kernel = torch.randn(9, 48, outputs, generator=generator)
     classify = torch.randn(1, outputs, 11, generator=generator)
     scale, shift = (torch.randn(padded(outputs), generator=generator) for _ in range(2))
-    pack = Weights.pack_winograd if tiled else Weights.pack
+    pack = winograd.pack if tiled else Weights.pack
     raw = torch.full((level.count, padded(outputs)), torch.nan)
     active, logits = torch.full_like(raw, torch.nan), torch.full((level.count, 16), torch.nan)
     parts = [

@@ -11,6 +11,7 @@ from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparserefine_ros.kernels import winograd
 from sparserefine_ros.kernels.convolution import Convolution, Convolver, Weights, padded
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.kernels.topology import find_tiles
@@ -77,7 +78,7 @@ def test_equals_a_dense_convolution(
     weights = torch.randn(9, inputs, outputs, generator=generator)
     residual = torch.randn(level.count, padded(outputs), generator=generator)
     out = residual.clone()
-    source = (widened(features), gather.table, Weights.pack_winograd(weights, kernels))
+    source = (widened(features), gather.table, winograd.pack(weights, kernels))
     tiles = tiles_of(level, kernels)
     run = Convolver(kernels, threads)
     run.add(Convolution([source], level.count, outputs, raw=out, residual=out, tiles=tiles))
@@ -104,7 +105,7 @@ def test_parts_and_what_is_beside_them(
     bias = torch.randn(padded(outputs), generator=generator)
     out = torch.full((level.count, padded(outputs)), torch.nan)
     sources = [
-        (widened(part), gather.table, Weights.pack_winograd(each, kernels))
+        (widened(part), gather.table, winograd.pack(each, kernels))
         for part, each in zip(parts, weights, strict=True)
     ]
     sources.append((widened(parts[0]), None, Weights.pack(beside, kernels)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from oracle import example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
-from sparserefine_ros.kernels.library import PYTORCH, kernels_from
+from sparserefine_ros.kernels import winograd
+from sparserefine_ros.kernels.library import PYTORCH, Kernels, kernels_from
 from sparserefine_ros.sparse.convolve import convolve
 from sparserefine_ros.sparse.plan import Bounds, Links, build_plan
 
@@ -80,6 +82,48 @@ def test_any_number_of_channels(channels: tuple[int, int], dtype: torch.dtype) -
     compare(
         links, mask, mask, lambda x, kernel: oracle.submanifold(x, mask, kernel), dtype, channels
     )
+
+
+@pytest.mark.parametrize("channels", [(16, 17), (32, 48)])
+@pytest.mark.parametrize("name", MASKS)
+def test_winograds_products(
+    name: str, channels: tuple[int, int], kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which else only more sites and channels take."""
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 16)
+    monkeypatch.setattr(winograd, "LEAST_SITES", 0)
+    monkeypatch.setattr(winograd, "LEAST_SITES_ONCE", 0)
+    mask = MASKS[name]
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    assert links.tiles is not None
+    assert links.tiles.for_once(kernels, channels[0]) is not None
+    dense = functools.partial(oracle.submanifold, mask=mask)
+    with kernels_from(None):
+        compare(
+            links, mask, mask, lambda x, kernel: dense(x, kernel=kernel), torch.float32, channels
+        )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rows", "taken"), [(32, 5000, True), (40, 5000, False), (32, 4000, False)]
+)
+def test_winograds_products_where_they_pay(
+    inputs: int, rows: int, taken: bool, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are packed for each convolution: enough sites, and whole vectors of channels."""
+    packed, pack = [], winograd.pack
+    monkeypatch.setattr(
+        winograd, "pack", lambda *given: packed.append(given[0].shape) or pack(*given)
+    )
+    mask = torch.zeros(1, 1, 80, 80, dtype=torch.bool)
+    mask.view(-1)[:rows] = True
+    links = build_plan(sites_of(mask), grid_of(mask), 1).levels[0].same
+    features, kernel = random_tensors(rows, torch.float32, (inputs, 32))
+    with kernels_from(None):
+        convolve(features, kernel, links).sum().backward()
+    # Forward, and the gradient of the features, which has 32 inputs.
+    expected = [inputs] * (taken) + [32] * (rows >= 5000)
+    assert [shape[1] for shape in packed] == expected
 
 
 @pytest.mark.parametrize("bounds", ["image", "data"])

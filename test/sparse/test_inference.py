@@ -12,6 +12,7 @@ from conftest import random_statistics
 from oracle import DenseUNet, example_masks, grid_of, grid_to_rows, rows_to_grid, sites_of
 from torch import Tensor
 
+from sparserefine_ros.kernels import winograd
 from sparserefine_ros.kernels.convolution import Convolution
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse import compiled
@@ -46,8 +47,8 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mak
         return PyTorchUNet
     kernels = request.getfixturevalue("kernels")
     few = 1 if request.param == "compiled-winograd" else 10**6
-    monkeypatch.setattr(compiled, "_WINOGRAD_CHANNELS", few)
-    monkeypatch.setattr(compiled, "_WINOGRAD_SITES", 0)
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", few)
+    monkeypatch.setattr(winograd, "LEAST_SITES", 0)
     return lambda unet: CompiledUNet(unet, kernels, threads=2)
 
 
