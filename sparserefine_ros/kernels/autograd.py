@@ -20,19 +20,17 @@ from sparserefine_ros.kernels.convolution import (
     Weights,
     pad_channels,
     padded,
-    zeros,
 )
 from sparserefine_ros.kernels.library import Kernels
 from sparserefine_ros.sparse.plan import Gather
 
-# Rows that a thread takes at a time, `CHUNK` in `gradient.h`.
+# Rows that a thread takes at a time, `GRADIENT_CHUNK` in `gradient.h`.
 _CHUNK: Final = 512
 
 
 class _WeightGradient(ctypes.Structure):
     _fields_ = [
         ("features", ctypes.c_void_p),
-        ("none", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("gradients", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
@@ -102,7 +100,7 @@ def weight_gradient(
     threads = max(1, min(torch.get_num_threads(), -(-count // _CHUNK)))
     partial = torch.zeros(threads, taps, channels, padded(outputs))
     call = _WeightGradient(
-        features.data_ptr(), zeros(channels).data_ptr(), gather.table.data_ptr(),
+        features.data_ptr(), gather.table.data_ptr(),
         gradients.data_ptr(), None if gather.rows is None else gather.rows.data_ptr(),
         partial.data_ptr(), *features.shape, gradients.shape[1],
         count, taps, channels, padded(outputs), threads,

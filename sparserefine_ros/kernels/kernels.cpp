@@ -10,7 +10,7 @@
 #include "winograd.h"
 
 // Raised whenever a function, a structure or the layout of weights changes; see `kernels/library.py`.
-constexpr int64_t kInterface = 8;
+constexpr int64_t kInterface = 9;
 
 extern "C" {
 

@@ -26,7 +26,7 @@ PYTORCH: Final = "pytorch"
 TRITON: Final = "triton"
 
 # The same as `kInterface` in `kernels.cpp`.
-_INTERFACE: Final = 8
+_INTERFACE: Final = 9
 
 _BFLOAT16: Final = "_x86_64_v4_bf16"
 
