@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -61,14 +61,15 @@ class Links:
         outputs: number of output rows.
         forward: gathers that produce every output row from the input rows.
         backward: gathers that produce every input row from the output rows, through the same taps.
-        tiles: of the sites that are linked among themselves, on the CPU; None of others.
+        tiles: of sites that are linked among themselves, on the CPU; None of others. They follow
+            from the sites.
     """
 
     inputs: int
     outputs: int
     forward: tuple[Gather, ...]
     backward: tuple[Gather, ...]
-    tiles: SiteTiles | None = None
+    tiles: SiteTiles | None = field(default=None, compare=False)
 
     def reversed(self) -> Links:
         """The transposed convolution's links."""

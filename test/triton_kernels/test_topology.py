@@ -23,10 +23,11 @@ MASKS = example_masks()
 
 
 def leaves(record: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested records by its name."""
+    """Everything in nested records by its name, but what follows from the rest."""
     if is_dataclass(record):
         for part in fields(record):
-            yield from leaves(getattr(record, part.name), f"{at}.{part.name}")
+            if part.compare:
+                yield from leaves(getattr(record, part.name), f"{at}.{part.name}")
     elif isinstance(record, tuple):
         for i, part in enumerate(record):
             yield from leaves(part, f"{at}[{i}]")
