@@ -22,6 +22,7 @@ from sparserefine_ros.data.street.scene import LARGEST_PX, SMALLEST_PX
 from sparserefine_ros.dense.stage import DenseResult, open_dense_stage
 from sparserefine_ros.errors import ConfigurationError, SparseRefineError
 from sparserefine_ros.evaluation.measure import Spread, describe_machine, peak_memory_mb
+from sparserefine_ros.kernels.library import PYTORCH, kernels_from
 from sparserefine_ros.pipeline import Pipeline, PipelineOptions
 from sparserefine_ros.records import STAGES, DenseOutput, Prediction, Uncertainty
 from sparserefine_ros.refiner import load_refiner
@@ -223,7 +224,7 @@ def _reference_dense(pipeline: Pipeline, image: NDArray[np.uint8]) -> DenseResul
 
 
 def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pipeline's result computed with the trainable modules, uint8 [H, W].
+    """The pipeline's result computed with the trainable modules on PyTorch, uint8 [H, W].
 
     Raises:
         SparseRefineError: the dense model is asked for in half precision, and fewer than 99 % of
@@ -242,7 +243,7 @@ def reference_labels(pipeline: Pipeline, image: NDArray[np.uint8]) -> NDArray[np
         blocks = SelectedBlocks(selection)
         dense_logits = blocks.sample(dense.logits)
         features = FeatureSampler(spec)(image, dense, blocks)
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels_from(PYTORCH):
             refined_logits = refiner.extractor(features, plan)
             fused_logits = refiner.ensembler(dense_logits, refined_logits)
         labels.view(-1)[selection.pixels] = fused_logits.argmax(1).to(torch.uint8)

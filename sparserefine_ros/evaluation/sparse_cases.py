@@ -21,6 +21,7 @@ from sparserefine_ros.dense.stage import open_dense_stage
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.evaluation.bench import street_pictures
 from sparserefine_ros.evaluation.cost import count_unet_macs
+from sparserefine_ros.kernels.library import PYTORCH, kernels_from
 from sparserefine_ros.records import Selection
 from sparserefine_ros.refiner import load_refiner
 from sparserefine_ros.selection import select_above
@@ -51,7 +52,7 @@ class Case:
         sites: N.
         features: float32 [N, inputs], random.
         flop: operations of one call; two for each multiplication of an existing pair.
-        expected: the training network's logits [N, C].
+        expected: the training network's logits [N, C], on PyTorch.
     """
 
     def __init__(self, name: str, unet: SparseUNet, density: float, plan: SparsePlan) -> None:
@@ -61,9 +62,9 @@ class Case:
         channels = unet.stem.kernel.shape[1]
         features = torch.randn(self.sites, channels, generator=generator)
         self.flop = 2 * count_unet_macs(unet, plan)
-        # What is expected of a GPU is computed on the CPU.
+        # On the CPU, also of a GPU, and by kernels that are not timed here.
         cpu = torch.device("cpu")
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels_from(PYTORCH):
             expected = unet.to(cpu)(features, plan.to(cpu))
         self.unet, self.features = unet.to(device), features.to(device)
         self.expected = expected.to(device)
@@ -76,7 +77,8 @@ class Case:
     def train_once(self) -> None:
         """Forwards and backwards in training mode."""
         self.unet.train()
-        self.unet(self.features, self.plan).square().mean().backward()
+        plan = self.plan.to(self.features.device)  # without the tiles that a step before has found
+        self.unet(self.features, plan).square().mean().backward()
         self.unet.zero_grad()
         self.unet.eval()
 

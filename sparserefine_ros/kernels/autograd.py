@@ -60,7 +60,7 @@ def convolve_gathers(
         features: [N, I], contiguous.
         gathers: with the kernel's taps of each; several have all output rows among them.
         out: [outputs, padded(O)].
-        tiles: as `SiteTiles.of` gives them, for Winograd's weights.
+        tiles: as `topology.find_tiles` gives them, for Winograd's weights.
     """
     convolver = Convolver(kernels, torch.get_num_threads())
     convolver.add(

@@ -101,7 +101,7 @@ class Convolution:
         bias: [pitch].
         residual: float32, added to the sums; may be `raw`.
         rows: int64 [count], output rows; None for all in order.
-        tiles: int32 [tiles, 16], see `kernels.winograd.SiteTiles`; for Winograd's weights.
+        tiles: int32 [tiles, 16], see `topology.find_tiles`; for Winograd's weights.
     """
 
     sources: Sequence[Source]

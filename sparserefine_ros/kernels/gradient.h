@@ -31,7 +31,7 @@ struct SrWeightGradient {
 
 namespace sr {
 
-// Sums in registers: channels of the input for each vector of outputs.
+// Sums in registers: channels of the input times vectors of outputs.
 #ifdef __AVX512F__
 constexpr int SUMS_IN_REGISTERS = 16;
 #else

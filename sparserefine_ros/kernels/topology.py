@@ -57,12 +57,12 @@ def find_tiles(kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]) -> T
         where a site is another tile's.
     """
     sites = sites.to(torch.int64).contiguous()
-    # Only the pages that are written to take memory.
+    # Room for as many as there may be at most.
     tiles = torch.empty(sites.numel(), TILE, dtype=torch.int32)
     found = kernels.call.sr_tiles(
         address(sites), *map(integer, (sites.numel(), *grid[1:])), address(tiles)
     )
-    return tiles[:found]
+    return tiles[:found].clone()
 
 
 class CompiledIndexMap:

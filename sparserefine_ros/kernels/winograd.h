@@ -265,6 +265,7 @@ struct Division {
     // columns. Of other chunks each thread gets several, if they must be smaller.
     const bool large = words > LARGE;
     constexpr int64_t ROWS = tile_rows<MOST_WIDTH>();
+    static_assert(TILES % ROWS == 0 && MOST_TILES % ROWS == 0);
     const int64_t turns = std::max<int64_t>((c.tile_count + MANY_TILES / 2) / MANY_TILES, 1);
     const int64_t even = (c.tile_count + turns * ROWS - 1) / (turns * ROWS) * ROWS;
     const int64_t fair = (c.tile_count / (4 * threads) + ROWS) / ROWS * ROWS;

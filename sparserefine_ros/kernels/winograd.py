@@ -48,16 +48,25 @@ def pack(values: Tensor, kernels: Kernels) -> Weights:
     """From weights [9, I, O] of a 3x3 convolution."""
     inputs, matrix = values.shape[1], _matrix()
     values = pad_channels(F.pad(values.detach(), (0, 0, 0, padded(inputs) - inputs)))
+    words, at = values.new_empty(len(matrix) * values[0].numel()), 0
     # A block of outputs at a time: all would not stay in the caches.
-    blocks = [
-        (matrix @ block.double().flatten(1)).float().flatten()
-        for block in torch.split(values, kernels.block, 2)
-    ]
-    return Weights(torch.cat(blocks), values.shape[1], torch.float32, winograd=True)
+    for block in torch.split(values, kernels.block, 2):
+        size = len(matrix) * block[0].numel()
+        words[at : at + size] = (matrix @ block.double().flatten(1)).flatten()
+        at += size
+    return Weights(words, values.shape[1], torch.float32, winograd=True)
+
+
+def tiles_where_they_pay(
+    kernels: Kernels, sites: Tensor, grid: tuple[int, int, int]
+) -> Tensor | None:
+    """As `find_tiles`; None where the sites lie too far apart."""
+    tiles = find_tiles(kernels, sites, grid)
+    return tiles if sites.numel() >= LEAST_SITES * len(tiles) else None
 
 
 class SiteTiles:
-    """The tiles of a level's sites, found when they are first wanted.
+    """The tiles of a level's sites for training, found when they are first wanted.
 
     Args:
         sites: int64 [N], flat index (b * H + row) * W + column, ascending.
@@ -66,20 +75,18 @@ class SiteTiles:
 
     def __init__(self, sites: Tensor, grid: tuple[int, int, int]) -> None:
         self._sites, self._grid = sites, grid
-        self._tiles: Tensor | None = None
+        self._found: tuple[Tensor | None] | None = None
 
-    def of(self, kernels: Kernels) -> Tensor | None:
-        """Int32 [tiles, 16], as `find_tiles`; None where the sites lie too far apart."""
-        if self._tiles is None:
-            self._tiles = find_tiles(kernels, self._sites, self._grid)
-        return self._tiles if self._sites.numel() >= LEAST_SITES * len(self._tiles) else None
-
-    def for_once(self, kernels: Kernels, inputs: int) -> Tensor | None:
-        """The same for weights that are packed for one convolution; None where that does not pay.
+    def for_inputs(self, kernels: Kernels, inputs: int) -> Tensor | None:
+        """Tiles for weights that serve one convolution; None where Winograd's would not pay.
 
         Args:
             kernels: as `compiled_kernels` returns.
             inputs: I; features without zeros behind them want whole vectors.
         """
         pays = inputs >= LEAST_CHANNELS and self._sites.numel() >= LEAST_SITES_ONCE
-        return self.of(kernels) if pays and padded(inputs) == inputs else None
+        if not pays or padded(inputs) != inputs:
+            return None
+        if self._found is None:
+            self._found = (tiles_where_they_pay(kernels, self._sites, self._grid),)
+        return self._found[0]

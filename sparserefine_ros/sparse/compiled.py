@@ -109,8 +109,8 @@ class _Sites:
     @functools.cached_property
     def tiles(self) -> Tensor | None:
         """For Winograd's products; None where the sites lie too far apart."""
-        tiles = self.level.same.tiles
-        return None if tiles is None else tiles.of(self.kernels)
+        level = self.level
+        return winograd.tiles_where_they_pay(self.kernels, level.sites, level.grid)
 
     def convolve(
         self,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution with gradients, on the compiled kernels, on Triton's, or in PyTorch.
 
-The compiled kernels compute in float32 on the CPU. Triton's take a CUDA GPU where the environment
-variable SPARSEREFINE_KERNELS=triton asks for them. In PyTorch, which takes every other case, the
-linked rows of a chunk are gathered, then multiplied as one matrix.
+The compiled kernels compute in float32 on the CPU, by Winograd's products where those pay. Triton's
+take a CUDA GPU where the environment variable SPARSEREFINE_KERNELS=triton asks for them. In
+PyTorch, which takes every other case, the linked rows of a chunk are gathered, then multiplied as
+one matrix.
 
 Shape legend: N input rows; M output rows of a gather; T taps of a gather; K = 9 kernel taps;
 I input channels; O output channels. Kernels are [K, I, O], taps numbered as in `plan`.
@@ -157,7 +158,7 @@ def _convolve_compiled(
 ) -> Tensor:
     _, inputs, width = kernel.shape
     out = features.new_empty(outputs, convolution.padded(width))
-    found = None if tiles is None else tiles.for_once(kernels, inputs)
+    found = None if tiles is None else tiles.for_inputs(kernels, inputs)
     pack = convolution.Weights.pack if found is None else winograd.pack
     weights = [(gather, pack(pick_taps(kernel, gather.taps), kernels)) for gather in gathers]
     autograd.convolve_gathers(kernels, features, weights, out, found)

@@ -61,8 +61,8 @@ class Links:
         outputs: number of output rows.
         forward: gathers that produce every output row from the input rows.
         backward: gathers that produce every input row from the output rows, through the same taps.
-        tiles: of sites that are linked among themselves, on the CPU; None of others. They follow
-            from the sites.
+        tiles: of sites that are linked among themselves, for training on the CPU; None of others.
+            They follow from the sites.
     """
 
     inputs: int
@@ -81,8 +81,7 @@ class Links:
             tuple(gather.to(device) for gather in gathers)
             for gathers in (self.forward, self.backward)
         )
-        tiles = self.tiles if device.type == "cpu" else None
-        return Links(self.inputs, self.outputs, forward, backward, tiles)
+        return Links(self.inputs, self.outputs, forward, backward)
 
     def pairs(self) -> int:
         """Number of existing (input, output, tap) triples."""
@@ -113,7 +112,9 @@ class Level:
     def to(self, device: torch.device) -> Level:
         """The same on another device."""
         down = None if self.down is None else self.down.to(device)
-        return replace(self, sites=self.sites.to(device), same=self.same.to(device), down=down)
+        sites, same = self.sites.to(device), self.same.to(device)
+        same = replace(same, tiles=_tiles(sites, self.grid))
+        return Level(self.grid, sites, same, down)
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,17 @@ def _index(sites: Tensor, grid: tuple[int, int, int]) -> SiteIndex:
 
 
 def _same_links(index: SiteIndex, sites: Tensor, grid: tuple[int, int, int]) -> Links:
-    tiles = SiteTiles(sites, grid) if sites.device.type == "cpu" else None
     taps = tuple(range(TAPS))
     table = index.same_table()
     # Site j is neighbour k of site i exactly when i is neighbour 8 - k of j.
     backward = Gather(None, table, taps[::-1])
-    return Links(index.count, index.count, (Gather(None, table, taps),), (backward,), tiles)
+    return Links(
+        index.count, index.count, (Gather(None, table, taps),), (backward,), _tiles(sites, grid)
+    )
+
+
+def _tiles(sites: Tensor, grid: tuple[int, int, int]) -> SiteTiles | None:
+    return SiteTiles(sites, grid) if sites.device.type == "cpu" else None
 
 
 def _strided_size(sites: Tensor, grid: tuple[int, int, int], bounds: Bounds) -> tuple[int, int]:

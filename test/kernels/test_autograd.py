@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import grid_of, sites_of
 
 from sparserefine_ros.kernels.autograd import weight_gradient
 from sparserefine_ros.kernels.library import Kernels
@@ -39,3 +40,26 @@ def test_no_more_parts_than_chunks_of_rows(
     # Sums of up to 2600 products in float32.
     expected = torch.einsum("mti,mo->tio", inputs, gradients)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (16, 16), (21, 48), (40, 33)], ids=str)
+@pytest.mark.parametrize("part", ["same", "down", "up"])
+def test_gradient_of_the_weights(
+    part: str, channels: tuple[int, int], each_kernels: Kernels
+) -> None:
+    """Many links are missing; upwards, a gather has some of the rows."""
+    generator = torch.Generator().manual_seed(7)
+    mask = torch.rand(2, 1, 53, 47, generator=generator) < 0.4
+    level, below = build_plan(sites_of(mask), grid_of(mask), 2).levels
+    assert level.down is not None
+    gathers = {"same": level.same.forward, "down": level.down.forward, "up": level.down.backward}
+    inputs, outputs = (below, level) if part == "up" else (level, below)
+    features = torch.randn(inputs.count, channels[0], generator=generator)
+    count = inputs.count if part == "same" else outputs.count
+    gradients = torch.randn(count, channels[1], generator=generator)
+    for gather in gathers[part]:
+        found = weight_gradient(each_kernels, features, gradients, gather)
+        linked = torch.cat([features, torch.zeros(1, channels[0])])[gather.table.long()]
+        rows = gradients if gather.rows is None else gradients[gather.rows]
+        expected = torch.einsum("mti,mo->tio", linked.double(), rows.double()).float()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

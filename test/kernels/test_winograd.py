@@ -70,9 +70,22 @@ def test_tiles_lie_where_the_sites_are(kernels: Kernels) -> None:
 def test_equals_a_dense_convolution(
     inputs: int, outputs: int, threads: int, kernels: Kernels
 ) -> None:
-    generator = torch.Generator().manual_seed(inputs)
-    mask = torch.rand(2, 1, 37, 61, generator=generator) < 0.6
-    level = finest(mask)
+    mask = torch.rand(2, 1, 37, 61, generator=torch.Generator().manual_seed(inputs)) < 0.6
+    compare(mask, inputs, outputs, threads, kernels)
+
+
+@pytest.mark.parametrize("count", [1, 5, 71, 72, 119])
+def test_large_weights_with_so_many_tiles(count: int, kernels: Kernels) -> None:
+    """Which take few chunks, as many tiles in each as there is room for, and share the columns."""
+    mask = torch.zeros(1, 1, 7, 4 * count + 3, dtype=torch.bool)
+    mask[..., 2:6, 1:-2] = True
+    assert len(tiles_of(finest(mask), kernels)) == count
+    compare(mask, 180, 170, 3, kernels)
+
+
+def compare(mask: Tensor, inputs: int, outputs: int, threads: int, kernels: Kernels) -> None:
+    """Winograd's products with a residual against a dense convolution."""
+    level, generator = finest(mask), torch.Generator().manual_seed(inputs)
     (gather,) = level.same.forward
     features = torch.randn(level.count, inputs, generator=generator)
     weights = torch.randn(9, inputs, outputs, generator=generator)
