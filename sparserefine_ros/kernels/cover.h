@@ -80,8 +80,9 @@ class Bands {
 };
 
 // tiles[t]: rows of the sites of one tile, `count` for "none"; returns how many tiles there are,
-// which is no more than `count`. Sites are distinct and ascending. Each tile begins where a band has the first sites that no tile had: edges
-// of a region, of whichever slope, take fewer tiles so than on a grid.
+// which is no more than `count`. Sites are distinct and ascending. Each tile begins where a band has
+// the first sites that no tile had: edges of a region, of whichever slope, take fewer so than on a
+// grid.
 static int64_t tiles_of(const int64_t *sites, int64_t count, const Grid &grid, int32_t *tiles) {
   Bands bands(sites, count, grid);
   int64_t found = 0;
