@@ -24,7 +24,6 @@ from torch import Tensor
 from sparserefine_ros.errors import BackendError
 from sparserefine_ros.kernels import autograd, convolution, winograd
 from sparserefine_ros.kernels.library import TRITON, VARIABLE, Kernels, compiled_kernels
-from sparserefine_ros.kernels.winograd import SiteTiles
 from sparserefine_ros.sparse.index import TAPS
 from sparserefine_ros.sparse.plan import Gather, Links
 
@@ -128,40 +127,27 @@ def _add_taps(result: Tensor, taps: tuple[int, ...], values: Tensor) -> None:
         result[tap] += value
 
 
-def _convolve(
-    features: Tensor,
-    kernel: Tensor,
-    gathers: tuple[Gather, ...],
-    outputs: int,
-    tiles: SiteTiles | None,
-) -> Tensor:
-    width = kernel.shape[2]
+def _convolve(features: Tensor, kernel: Tensor, links: Links) -> Tensor:
+    gathers, outputs, width = links.forward, links.outputs, kernel.shape[2]
     triton = _triton_for(features)
     if triton is not None:
         return triton.convolve_gathers(features, kernel, gathers, outputs)
     kernels = _kernels_for(features)
     if kernels is not None:
-        return _convolve_compiled(kernels, features.contiguous(), kernel, gathers, outputs, tiles)
+        return _convolve_compiled(kernels, features.contiguous(), kernel, links)
     padded, out = with_none_row(features), features.new_empty(outputs, width)
     for gather in gathers:
         apply_gather(padded, stacked_taps(kernel, gather.taps), gather, out)
     return out
 
 
-def _convolve_compiled(
-    kernels: Kernels,
-    features: Tensor,
-    kernel: Tensor,
-    gathers: tuple[Gather, ...],
-    outputs: int,
-    tiles: SiteTiles | None,
-) -> Tensor:
+def _convolve_compiled(kernels: Kernels, features: Tensor, kernel: Tensor, links: Links) -> Tensor:
     _, inputs, width = kernel.shape
-    out = features.new_empty(outputs, convolution.padded(width))
-    found = None if tiles is None else tiles.for_inputs(kernels, inputs)
-    pack = convolution.Weights.pack if found is None else winograd.pack
-    weights = [(gather, pack(pick_taps(kernel, gather.taps), kernels)) for gather in gathers]
-    autograd.convolve_gathers(kernels, features, weights, out, found)
+    out = features.new_empty(links.outputs, convolution.padded(width))
+    tiles = None if links.tiles is None else links.tiles.for_inputs(kernels, inputs)
+    pack = convolution.Weights.pack if tiles is None else winograd.pack
+    weights = [(gather, pack(pick_taps(kernel, gather.taps), kernels)) for gather in links.forward]
+    autograd.convolve_gathers(kernels, features, weights, out, tiles)
     return out[:, :width]
 
 
@@ -204,7 +190,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, links: Links) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.links = links
-        return _convolve(features, kernel, links.forward, links.outputs, links.tiles)
+        return _convolve(features, kernel, links)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -213,8 +199,7 @@ class _Convolution(torch.autograd.Function):
         grad_features = grad_kernel = None
         grad = grad.contiguous()
         if ctx.needs_input_grad[0]:
-            swapped = kernel.transpose(1, 2)
-            grad_features = _convolve(grad, swapped, links.backward, links.inputs, links.tiles)
+            grad_features = _convolve(grad, kernel.transpose(1, 2), links.reversed())
         if ctx.needs_input_grad[1]:
             grad_kernel = _kernel_gradient(features, grad, links, kernel)
         return grad_features, grad_kernel, None

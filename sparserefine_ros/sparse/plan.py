@@ -73,7 +73,7 @@ class Links:
 
     def reversed(self) -> Links:
         """The transposed convolution's links."""
-        return Links(self.outputs, self.inputs, self.backward, self.forward)
+        return Links(self.outputs, self.inputs, self.backward, self.forward, self.tiles)
 
     def to(self, device: torch.device) -> Links:
         """The same on another device."""
